@@ -1,0 +1,1 @@
+"""Thin adapters, one file per trainer. Only these modules import trl, verl or ray."""

@@ -1,0 +1,28 @@
+"""Every error this package raises on purpose.
+
+A message says what is wrong, where (which completion, key or file), what was got, what was
+expected, and what to do.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LambdaGRPOError(Exception):
+    """Base class of every error raised by lambda-grpo on purpose."""
+
+
+class InputError(LambdaGRPOError, ValueError):
+    """The caller handed in something unusable: wrong shape, type, value, name or path."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a `name` that is not among the `known` ones, with the nearest miss.
+
+    >>> print(unknown_name("credit", "lamda_grpo", ["grpo", "lambda_grpo"]))
+    unknown credit 'lamda_grpo': did you mean 'lambda_grpo'? Known: grpo, lambda_grpo
+    """
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1)
+    hint = f": did you mean {near[0]!r}?" if near else "."
+    return InputError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")

@@ -1,0 +1,64 @@
+"""How far a group is from the trivial process reward model (Sullivan & Koller, section 3.2).
+
+A completion's *path* runs from the root to its leaf. The leaf of a completion that no other one extends
+is the node in which it ends; a completion that is a proper prefix of another has an empty leaf below
+that node, which the tree does not store. With a `mask` (G, T) only policy tokens count: a node
+counts for a completion if it holds at least one of its policy tokens.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lambda_grpo.tree import ProcessTree
+
+
+def path_depth(tree: ProcessTree, mask: ArrayLike | None = None) -> NDArray[np.int64]:
+    """(G,) int64: the number of nodes strictly between the root and the completion's leaf.
+
+    0 for an empty completion; leave those out of means (`counted`).
+    """
+    if mask is None:
+        below_root = tree.depth[tree.leaf] - _has_own_leaf(tree)
+        return np.maximum(below_root, 0).astype(np.int64)
+    policy = tree.policy_tokens(mask)
+    row, _ = np.nonzero(policy)
+    holds = np.zeros((tree.num_completions, tree.num_steps), bool)
+    holds[row, tree.step_index[policy]] = True
+    holds[:, 0] = False
+    own = np.flatnonzero(_has_own_leaf(tree))
+    holds[own, tree.leaf[own]] = False
+    return holds.sum(axis=1)
+
+
+def intermediate_proportion(tree: ProcessTree, mask: ArrayLike | None = None) -> NDArray[np.float64]:
+    """(G,) float64: 1 - (tokens in the completion's leaf) / (its tokens).
+
+    1 for a proper prefix of another completion; 0 for an empty one: leave those out of means.
+    """
+    policy = tree.policy_tokens(mask)
+    total = policy.sum(axis=1)
+    in_leaf = (policy & (tree.step_index == tree.leaf[:, None])).sum(axis=1)
+    between = total - np.where(_has_own_leaf(tree), in_leaf, 0)
+    return between / np.maximum(total, 1)
+
+
+def is_flat(tree: ProcessTree) -> bool:
+    """Whether every leaf hangs off the root, that is, the process reward model is trivial."""
+    return not path_depth(tree).any()
+
+
+def shared_tokens(tree: ProcessTree, mask: ArrayLike | None = None) -> int:
+    """How many tokens have |λ| > 1: those whose weight λ-GRPO changes."""
+    return int((tree.policy_tokens(mask) & (tree.set_sizes() > 1)).sum())
+
+
+def counted(tree: ProcessTree, mask: ArrayLike | None = None) -> NDArray[np.bool_]:
+    """(G,) bool: the completions that have a policy token, over which the paper's means run."""
+    return tree.policy_tokens(mask).any(axis=1)
+
+
+def _has_own_leaf(tree: ProcessTree) -> NDArray[np.bool_]:
+    """(G,) bool: whether no other completion extends this one."""
+    inner = np.zeros(tree.num_steps, bool)
+    inner[tree.parent[1:]] = True
+    return ~inner[tree.leaf]
