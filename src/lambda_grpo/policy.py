@@ -57,13 +57,13 @@ def load_policy(model: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedT
         ) from error
 
 
-def embedded_policy(progress: Callable[[int, int, float], None] | None = None) -> Path:
+def embedded_policy(progress: Callable[[int, int, str], None] | None = None) -> Path:
     """The folder of the embedded policy, pre-trained now if it is not in the cache.
 
     The cache is `$LAMBDA_GRPO_CACHE`, else `lambda-grpo` in the user's cache folder.
 
     Args:
-        progress: called as (step, steps, loss) after each pre-training step.
+        progress: called as (step, steps, text with the loss) after each pre-training step.
     """
     recipe = Pretraining()
     source = "".join(Path(module).read_text() for module in (thinking_sums.__file__, __file__))
@@ -102,11 +102,12 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
         eos_token="<eos>",
         unk_token="<unk>",
         padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
 def _pretrain(
-    recipe: Pretraining, progress: Callable[[int, int, float], None] | None
+    recipe: Pretraining, progress: Callable[[int, int, str], None] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = character_tokenizer(thinking_sums.CHARACTERS)
     with torch.random.fork_rng():
@@ -151,7 +152,7 @@ def _imitate(
     ids: torch.Tensor,
     labels: torch.Tensor,
     recipe: Pretraining,
-    progress: Callable[[int, int, float], None] | None,
+    progress: Callable[[int, int, str], None] | None,
 ) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -167,4 +168,4 @@ def _imitate(
         optimizer.step()
         schedule.step()
         if progress:
-            progress(step, recipe.steps, loss.item())
+            progress(step, recipe.steps, f"loss {loss.item():.3f}")

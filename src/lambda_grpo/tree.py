@@ -160,9 +160,9 @@ class ProcessTree:
         spans = (self.first, self.first + self.size, self.start, self.end)
         for node, (lo, hi, start, end) in enumerate(zip(*(a.tolist() for a in spans), strict=True)):
             in_order[lo:hi, start:end] = node  # a process step is a rectangle among sorted rows
-        rows = np.empty_like(self.order)
-        rows[self.order] = np.arange(len(rows), dtype=np.int32)
-        return in_order[rows]
+        index = np.empty_like(in_order)
+        index[self.order] = in_order
+        return index
 
     @cached_property
     def tokens(self) -> Int32:
@@ -285,28 +285,33 @@ def _build(
     node_starts = np.searchsorted(lo, row_starts)
 
     rows = np.argsort(groups, kind="stable")  # the batch's rows, group by group, in their own order
-    place = np.empty_like(rows)
-    place[order] = np.arange(len(rows))
-    rank = np.empty_like(rows)
-    rank[rows] = np.arange(len(rows))
+    place, rank = np.empty_like(rows), np.empty_like(rows)
+    place[order] = rank[rows] = np.arange(len(rows))
+    row_base = np.repeat(row_starts[:-1], np.diff(row_starts))  # of each sorted row
+    node_base = np.repeat(node_starts[:-1], np.diff(node_starts))  # of each node
+    by_row = [
+        lengths[rows],
+        leaf[place[rows]] - node_starts[groups[rows]].astype(np.int32),
+        (rank[order] - row_base).astype(np.int32),
+        offsets[rows],
+    ]
+    by_node = [
+        np.maximum(parent - node_base, -1).astype(np.int32),
+        start,
+        end,
+        hi - lo,
+        depth,
+        lo - row_starts[groups[order[lo]]].astype(np.int32),
+    ]
     trees = []
+    row_bounds, node_bounds = row_starts.tolist(), node_starts.tolist()
     for g in range(num_groups):
-        row0, row1 = row_starts[g : g + 2]
-        node0, node1 = node_starts[g : g + 2]
-        mine, nodes = rows[row0:row1], slice(node0, node1)
+        in_group = slice(row_bounds[g], row_bounds[g + 1])
+        nodes = slice(node_bounds[g], node_bounds[g + 1])
+        row_lengths, row_leaf, row_order, row_offsets = [values[in_group] for values in by_row]
         trees.append(
             ProcessTree(
-                lengths=lengths[mine],
-                leaf=leaf[place[mine]] - np.int32(node0),
-                parent=np.maximum(parent[nodes] - np.int32(node0), -1),
-                start=start[nodes],
-                end=end[nodes],
-                size=hi[nodes] - lo[nodes],
-                depth=depth[nodes],
-                first=lo[nodes] - np.int32(row0),
-                order=(rank[order[row0:row1]] - row0).astype(np.int32),
-                _flat=flat,
-                _offsets=offsets[mine],
+                row_lengths, row_leaf, *[values[nodes] for values in by_node], row_order, flat, row_offsets
             )
         )
     return trees
@@ -379,17 +384,20 @@ def _process_sets(lcp: Int32, lengths: Int32) -> tuple[Int32, Int32, Int32]:
 
 def _link(lo: Int32, hi: Int32, num_rows: int) -> tuple[Int32, Int32, Int32]:
     """Parent (N,) and depth (N,) of each node, and the deepest node (B,) of each sorted row."""
-    parent, depth = np.empty_like(lo), np.empty_like(lo)
+    parent, depth = [], []
     leaf = np.empty(num_rows, np.int32)
-    path: list[int] = []
-    ends: list[int] = []
+    path = [-1]
+    ends = [num_rows + 1]
     for node, (a, b) in enumerate(zip(lo.tolist(), hi.tolist(), strict=True)):
-        while ends and ends[-1] <= a:
+        while ends[-1] <= a:
             ends.pop()
             path.pop()
-        parent[node] = path[-1] if path else -1
-        depth[node] = len(path)
-        leaf[a:b] = node  # later nodes of the pre-order lie deeper
+        parent.append(path[-1])
+        depth.append(len(path) - 1)
+        if b - a > 1:
+            leaf[a:b] = node  # later nodes of the pre-order lie deeper
         path.append(node)
         ends.append(b)
-    return parent, depth, leaf
+    alone = np.flatnonzero(hi - lo == 1)
+    leaf[lo[alone]] = alone
+    return np.array(parent, np.int32), np.array(depth, np.int32), leaf
