@@ -58,7 +58,9 @@ def test_equal_the_definitions_with_and_without_a_full_mask(completions: list[li
 
 
 @given(group, st.data())
-def test_masks_count_nodes_that_hold_a_policy_token(completions: list[list[int]], data: st.DataObject) -> None:
+def test_masks_count_nodes_that_hold_a_policy_token(
+    completions: list[list[int]], data: st.DataObject
+) -> None:
     tree, reference = ProcessTree.build(completions), ReferenceGroup(completions)
     shape = tree.step_index.shape
     bits = data.draw(st.lists(st.booleans(), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]))

@@ -91,7 +91,9 @@ def test_contexts_share_nothing(case: tuple[list[list[int]], list[str]]) -> None
     assert_equals_reference(ProcessTree.build(completions, contexts), ReferenceGroup(completions, contexts))
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 2), max_size=5)), min_size=1, max_size=14))
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 2), max_size=5)), min_size=1, max_size=14)
+)
 def test_many_groups_in_one_pass_equal_one_by_one(rows: list[tuple[int, list[int]]]) -> None:
     ids, completions = zip(*rows, strict=True)
     trees = ProcessTree.build_many(completions, ids)
@@ -129,7 +131,9 @@ def test_comb_of_5000_nested_splits() -> None:
     assert tree.depth.max() == count - 1
     assert tree.unique_tokens == (count - 1) + count
     sizes = tree.set_sizes()
-    assert sizes[-1, :-1].tolist() == list(range(count - 1, 0, -1))  # the t-th seven is held by the later ones
+    assert sizes[-1, :-1].tolist() == list(
+        range(count - 1, 0, -1)
+    )  # the t-th seven is held by the later ones
     assert (sizes[np.arange(count), np.arange(count)] == 1).all()
 
 

@@ -199,7 +199,12 @@ def test_a_whole_training_equals_one_with_the_spliced_loss(tmp_path: Path) -> No
     class Spliced(LambdaGRPOTrainer):
         _compute_loss = spliced_compute_loss("term")
 
-    settings = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 12, "beta": 0.1, "optim": "sgd"}
+    settings = {
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 12,
+        "beta": 0.1,
+        "optim": "sgd",
+    }
     trained = []
     for cls in (Spliced, LambdaGRPOTrainer):
         trainer = make_trainer(tmp_path, cls=cls, **settings)

@@ -27,7 +27,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     train.add_argument(
-        "--config", default="thinking-sums", metavar="RECIPE", help="a YAML recipe, or the name of one of ours"
+        "--config",
+        default="thinking-sums",
+        metavar="RECIPE",
+        help="a YAML file, or the name of one of ours",
     )
     for flag, text in (
         ("--model MODEL", "local folder, Hub id, or `embedded` (the default)"),
@@ -63,3 +66,7 @@ def _train(recipe: str, flags: Sequence[str]) -> int:
     folder = train.train(train.resolve(recipe, flags))
     console.CONSOLE.print(f"Everything is in {folder}: the curves in curve.png, the policy in model/")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -188,9 +188,7 @@ def _advantages(tree: ProcessTree, rewards: ArrayLike, advantages: ArrayLike | N
         rows["advantages"] = _finite_row(advantages, "advantages")
     for name, row in rows.items():
         if len(row) != tree.num_completions:
-            raise InputError(
-                f"{name}: expected {tree.num_completions} (one per completion), got {len(row)}"
-            )
+            raise InputError(f"{name}: expected {tree.num_completions} (one per completion), got {len(row)}")
     return rows["advantages"] if advantages is not None else group_advantage(rows["rewards"])
 
 

@@ -57,7 +57,7 @@ def shared_tokens(tree: ProcessTree, mask: ArrayLike | None = None) -> int:
 
 def counted(tree: ProcessTree, mask: ArrayLike | None = None) -> NDArray[np.bool_]:
     """(G,) bool: the completions that have a policy token, over which the paper's means run."""
-    return tree.lengths > 0 if mask is None else tree.policy_tokens(mask).any(axis=1)
+    return np.asarray(tree.lengths > 0 if mask is None else tree.policy_tokens(mask).any(axis=1))
 
 
 def _has_own_leaf(tree: ProcessTree) -> NDArray[np.bool_]:

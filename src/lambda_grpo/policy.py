@@ -41,6 +41,9 @@ class Pretraining:
     seed: int = 0
 
 
+PRETRAINING = Pretraining()
+
+
 def load_policy(model: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer from a local folder or the Hugging Face Hub.
 
@@ -65,7 +68,7 @@ def embedded_policy(progress: Callable[[int, int, str], None] | None = None) -> 
     Args:
         progress: called as (step, steps, text with the loss) after each pre-training step.
     """
-    recipe = Pretraining()
+    recipe = PRETRAINING
     source = "".join(Path(module).read_text() for module in (thinking_sums.__file__, __file__))
     key = hashlib.sha256(f"{source} {asdict(recipe)}".encode()).hexdigest()[:12]
     folder = _cache() / f"thinking-sums-{key}"
@@ -131,9 +134,7 @@ def _pretrain(
     return model.eval(), tokenizer
 
 
-def _examples(
-    recipe: Pretraining, tokenizer: PreTrainedTokenizerBase
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _examples(recipe: Pretraining, tokenizer: PreTrainedTokenizerBase) -> tuple[torch.Tensor, torch.Tensor]:
     """Demonstrations as right-padded ids and labels, (steps × batch, T) each; prompts are unlabelled."""
     pairs = thinking_sums.demonstrations(recipe.steps * recipe.batch_size, recipe.seed)
     texts = [prompt + completion for prompt, completion in pairs]
@@ -159,7 +160,7 @@ def _imitate(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.05
     )
     model.train()
-    batches = zip(ids.split(recipe.batch_size), labels.split(recipe.batch_size), strict=True)
+    batches = zip(ids.chunk(recipe.steps), labels.chunk(recipe.steps), strict=True)
     for step, (batch, targets) in enumerate(batches, 1):
         width = int((targets != -100).nonzero()[:, 1].max()) + 1  # right padding needs no mask
         loss = model(input_ids=batch[:, :width], labels=targets[:, :width]).loss

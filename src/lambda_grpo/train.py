@@ -47,7 +47,7 @@ class Settings:
     explicit: dict[str, Any]  # what recipe and flags set: a recipe that repeats the run
 
 
-class _Parser(HfArgumentParser):  # type: ignore[misc]
+class _Parser(HfArgumentParser):
     """One flag per field of `TrainOptions` and `LambdaGRPOConfig`."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ def resolve(recipe: str, flags: Sequence[str]) -> Settings:
     for key in content:
         if key not in names:
             raise unknown_name(f"key in recipe {recipe!r}:", key, names)
-    flagged = [flag.removeprefix("--").split("=")[0] for flag in flags if flag.startswith("--")]
+    flagged = [flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
     flagged = [name if name in names else name.removeprefix("no_") for name in flagged]
     for name in flagged:
         if name not in names:
@@ -166,9 +166,7 @@ def train(settings: Settings) -> Path:
     return folder
 
 
-def _evaluate(
-    trainer: LambdaGRPOTrainer, task: Task, options: TrainOptions, title: str
-) -> Evaluation:
+def _evaluate(trainer: LambdaGRPOTrainer, task: Task, options: TrainOptions, title: str) -> Evaluation:
     config = trainer.args
     sampling = Sampling(
         max_new_tokens=config.max_completion_length,
@@ -186,9 +184,7 @@ def _evaluate(
 def _reward_function(task: Task, problems: Sequence[Problem]) -> Any:
     """The task's score as a TRL reward function; a task's traits are logged as `task/…`."""
 
-    def reward(
-        completions: list[Any], problem: list[int], log_metric: Any, **_: Any
-    ) -> list[float | None]:
+    def reward(completions: list[Any], problem: list[int], log_metric: Any, **_: Any) -> list[float | None]:
         texts = [_text(completion) for completion in completions]
         traits = [task.traits(text) for text in texts]
         for name in traits[0]:
@@ -205,7 +201,7 @@ def _text(completion: Any) -> str:
     return "\n".join(turn["content"] or "" for turn in completion if turn["role"] == "assistant")
 
 
-class _Log(TrainerCallback):  # type: ignore[misc]
+class _Log(TrainerCallback):
     """Writes metrics.jsonl and moves the progress bar."""
 
     def __init__(self, folder: Path, shown: console.Shown) -> None:

@@ -17,7 +17,7 @@ empty leaf that the definition gives it.
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -52,8 +52,8 @@ class ProcessTree:
     array([[2, 2, 1],
            [2, 2, 1],
            [1, 0, 0]], dtype=int32)
-    >>> tree.parent, tree.start, tree.end
-    (array([-1,  0,  1,  1,  0], dtype=int32), array([0, 0, 2, 2, 0], dtype=int32), array([0, 2, 3, 3, 1], dtype=int32))
+    >>> tree.parent.tolist(), tree.start.tolist(), tree.end.tolist()
+    ([-1, 0, 1, 1, 0], [0, 0, 2, 2, 0], [0, 2, 3, 3, 1])
     """
 
     lengths: Int32
@@ -65,8 +65,8 @@ class ProcessTree:
     depth: Int32
     first: Int32
     order: Int32
-    _flat: Int32 = field()  # token ids of a whole batch; this group's rows begin at _offsets
-    _offsets: NDArray[np.int64] = field()
+    _flat: Int32  # token ids of a whole batch; this group's rows begin at _offsets
+    _offsets: NDArray[np.int64]
 
     @classmethod
     def build(
@@ -188,9 +188,7 @@ class ProcessTree:
             return inside
         policy = np.asarray(mask)
         if policy.shape != inside.shape:
-            raise InputError(
-                f"mask: expected shape {inside.shape} (completions, tokens), got {policy.shape}"
-            )
+            raise InputError(f"mask: expected shape {inside.shape} (completions, tokens), got {policy.shape}")
         return inside & policy.astype(bool)
 
     def set_sizes(self) -> Int32:
@@ -289,31 +287,27 @@ def _build(
     place[order] = rank[rows] = np.arange(len(rows))
     row_base = np.repeat(row_starts[:-1], np.diff(row_starts))  # of each sorted row
     node_base = np.repeat(node_starts[:-1], np.diff(node_starts))  # of each node
-    by_row = [
-        lengths[rows],
-        leaf[place[rows]] - node_starts[groups[rows]].astype(np.int32),
-        (rank[order] - row_base).astype(np.int32),
-        offsets[rows],
-    ]
-    by_node = [
-        np.maximum(parent - node_base, -1).astype(np.int32),
-        start,
-        end,
-        hi - lo,
-        depth,
-        lo - row_starts[groups[order[lo]]].astype(np.int32),
-    ]
+    per_row: dict[str, NDArray[Any]] = {
+        "lengths": lengths[rows],
+        "leaf": leaf[place[rows]] - node_starts[groups[rows]].astype(np.int32),
+        "order": (rank[order] - row_base).astype(np.int32),
+        "_offsets": offsets[rows],
+    }
+    per_node: dict[str, NDArray[Any]] = {
+        "parent": np.maximum(parent - node_base, -1).astype(np.int32),
+        "start": start,
+        "end": end,
+        "size": hi - lo,
+        "depth": depth,
+        "first": lo - row_starts[groups[order[lo]]].astype(np.int32),
+    }
     trees = []
-    row_bounds, node_bounds = row_starts.tolist(), node_starts.tolist()
     for g in range(num_groups):
-        in_group = slice(row_bounds[g], row_bounds[g + 1])
-        nodes = slice(node_bounds[g], node_bounds[g + 1])
-        row_lengths, row_leaf, row_order, row_offsets = [values[in_group] for values in by_row]
-        trees.append(
-            ProcessTree(
-                row_lengths, row_leaf, *[values[nodes] for values in by_node], row_order, flat, row_offsets
-            )
-        )
+        in_group = slice(row_starts[g], row_starts[g + 1])
+        nodes = slice(node_starts[g], node_starts[g + 1])
+        fields = {name: values[in_group] for name, values in per_row.items()}
+        fields |= {name: values[nodes] for name, values in per_node.items()}
+        trees.append(ProcessTree(**fields, _flat=flat))
     return trees
 
 

@@ -52,6 +52,8 @@ class LambdaGRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.credit_kwargs, str):
+            raise InputError(f"credit_kwargs: expected a JSON object, got {self.credit_kwargs!r}")
         get_credit(self.credit, self.credit_kwargs)
         rows = self.per_device_train_batch_size * self.steps_per_generation
         if self.world_size > 1 and rows % self.num_generations:
@@ -85,14 +87,15 @@ class LambdaGRPOTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "lambda-grpo"]
 
+    _scored: _Scored  # the generation batch at hand
+    _weights: torch.Tensor | None = None  # (B, T) while the loss of a micro-batch is computed
+    _logps: torch.Tensor  # (B, T) that micro-batch's log-probs
+
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: Any = None, *rest: Any, **kwargs: Any
     ) -> None:
         if args is not None and not isinstance(args, LambdaGRPOConfig):
             raise InputError(f"args: expected a LambdaGRPOConfig, got {type(args).__name__}")
-        self._scored: _Scored | None = None
-        self._weights: torch.Tensor | None = None  # (B, T) of the micro-batch whose loss is computed
-        self._logps: torch.Tensor | None = None  # (B, T) its log-probs
         super().__init__(model, reward_funcs, args or LambdaGRPOConfig(), *rest, **kwargs)
 
     def _calculate_rewards(
@@ -104,7 +107,7 @@ class LambdaGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
-        scored, self._scored = self._scored, None
+        scored = self._scored
         mode = "train" if self.model.training else "eval"
         size = self.num_generations if mode == "train" else self.num_generations_eval
         groups = np.arange(len(scored.completion_ids)) // size
@@ -132,16 +135,12 @@ class LambdaGRPOTrainer(GRPOTrainer):
             self._save_rollouts(scored, groups, rewards, own_advantages)
         return batch
 
-    def _masks(
-        self, batch: dict[str, Any], trees: list[ProcessTree], size: int
-    ) -> list[np.ndarray | None]:
+    def _masks(self, batch: dict[str, Any], trees: list[ProcessTree], size: int) -> list[np.ndarray | None]:
         """Each group's (G, T) mask of the tokens that enter the loss; None where all of them do."""
         if "tool_mask" not in batch and not self.mask_truncated_completions:
             return [None] * len(trees)
         mask = (batch["completion_mask"] * batch.get("tool_mask", 1)).bool().cpu().numpy()
-        return [
-            mask[g * size : (g + 1) * size, : tree.step_index.shape[1]] for g, tree in enumerate(trees)
-        ]
+        return [mask[g * size : (g + 1) * size, : tree.step_index.shape[1]] for g, tree in enumerate(trees)]
 
     def _local_rewards(self, scored: _Scored) -> tuple[np.ndarray, np.ndarray]:
         """This process's rewards (B,), 0 where no function could score; and which rows those are."""
@@ -207,8 +206,11 @@ class LambdaGRPOTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if not torch.is_grad_enabled():  # evaluation: there is no gradient to weight
             return super()._compute_loss(model, inputs)
-        terms = [name for name in ("advantages", "ref_per_token_logps") if name in inputs]
-        leaves = {name: inputs[name].detach().requires_grad_() for name in terms}
+        leaves: dict[str, torch.Tensor] = {
+            name: inputs[name].detach().requires_grad_()
+            for name in ("advantages", "ref_per_token_logps")
+            if name in inputs
+        }
         self._weights = inputs["credit_weights"]
         try:
             loss = super()._compute_loss(model, {**inputs, **leaves})
