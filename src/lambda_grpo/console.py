@@ -29,11 +29,18 @@ def progress(title: str) -> Iterator[Shown]:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=CONSOLE) as bar:
-        task = bar.add_task(title, total=None, visible=False, note="")
-        yield lambda done, total, note="": bar.update(
-            task, completed=done, total=total, visible=True, note=note
-        )
+    bar = Progress(*columns, console=CONSOLE)
+    task = bar.add_task(title, total=None, note="")
+
+    def show(done: int, total: int, note: str = "") -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total, note=note)
+
+    try:
+        yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def before_after(before: Evaluation, after: Evaluation) -> None:

@@ -20,7 +20,7 @@ def draw(folder: Path) -> Path:
 
     rows = runs.read_metrics(folder)
     traits = {name: f"{name.removeprefix('task/')} rate" for name in rows[0] if name.startswith("task/")}
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         for name, label in (lines | traits if title == "Reward" else lines).items():
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
@@ -30,7 +30,7 @@ def draw(folder: Path) -> Path:
         axes.set_ylim(0, None if title == "Path depth" else 1)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="best")
+        axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(-0.02, -0.16))
     path = folder / "curve.png"
     with runs.written_whole(path) as aside:
         figure.savefig(aside, format="png", dpi=150)

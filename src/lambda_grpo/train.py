@@ -88,7 +88,7 @@ def resolve(recipe: str, flags: Sequence[str]) -> Settings:
             list(flags), return_remaining_strings=True, look_for_args_file=False
         )
     except (ValueError, TypeError, ImportError) as error:
-        raise error if isinstance(error, InputError) else InputError(str(error)) from error
+        raise error if isinstance(error, InputError) else InputError(f"settings: {error}") from error
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}: settings are given as --name value")
     if "output_dir" not in {*content, *flagged}:
