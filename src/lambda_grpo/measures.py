@@ -43,9 +43,9 @@ def intermediate_proportion(tree: ProcessTree, mask: ArrayLike | None = None) ->
     return (total - in_leaf * _has_own_leaf(tree)) / np.maximum(total, 1)
 
 
-def is_flat(tree: ProcessTree) -> bool:
+def is_flat(tree: ProcessTree, mask: ArrayLike | None = None) -> bool:
     """Whether every leaf hangs off the root, that is, the process reward model is trivial."""
-    return not path_depth(tree).any()
+    return not path_depth(tree, mask).any()
 
 
 def shared_tokens(tree: ProcessTree, mask: ArrayLike | None = None) -> int:

@@ -155,10 +155,11 @@ class LambdaGRPOTrainer(GRPOTrainer):
     ) -> None:
         pairs = list(zip(trees, masks, strict=True))
         counted = np.concatenate([measures.counted(*pair) for pair in pairs])
-        depth = np.concatenate([measures.path_depth(*pair) for pair in pairs])
+        depths = [measures.path_depth(*pair) for pair in pairs]
+        flat = sum(not depth.any() for depth in depths)
+        depth = np.concatenate(depths)
         proportion = np.concatenate([measures.intermediate_proportion(*pair) for pair in pairs])
         shared = sum(measures.shared_tokens(*pair) for pair in pairs)
-        flat = sum(measures.is_flat(tree) for tree in trees)
         lengths = np.concatenate([tree.lengths for tree in trees])
         tokens = lengths.sum()
         if masks[0] is not None:
@@ -231,13 +232,13 @@ class LambdaGRPOTrainer(GRPOTrainer):
         c·(exp Δ - Δ - 1) with Δ = ref - logp, and ∂loss/∂ref is c·(exp Δ - 1).
         """
         grads = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
-        change = loss.new_zeros((), dtype=torch.float64)
+        terms = loss.new_zeros(())
         for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
             if grad is None:
                 continue
-            factor = leaf.detach().double()
+            factor = leaf.detach()
             if name == "ref_per_token_logps":
-                delta = factor - self._logps.detach().double()
+                delta = (factor - self._logps.detach()).double()
                 factor = torch.where(delta.abs() < 1e-6, delta / 2, 1 - delta / torch.expm1(delta))
-            change += ((weights - 1) * grad * factor).sum()
-        return loss.item() + change.item()
+            terms = terms + grad * factor
+        return float(loss.detach() + ((weights - 1) * terms).sum())
