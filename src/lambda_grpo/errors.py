@@ -26,3 +26,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     near = get_close_matches(name, known, n=1)
     hint = f": did you mean {near[0]!r}?" if near else "."
     return InputError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
+
+
+def missing_extra(package: str, extra: str) -> InputError:
+    """The error for a `package` that only an extra brings.
+
+    >>> print(missing_extra("math-verify", "tasks"))
+    this needs the package math-verify, which is not installed: pip install 'lambda-grpo[tasks]'
+    """
+    return InputError(
+        f"this needs the package {package}, which is not installed: pip install 'lambda-grpo[{extra}]'"
+    )

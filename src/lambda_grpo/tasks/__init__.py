@@ -1,25 +1,92 @@
 """Prompts with verifiable rewards, chosen by name. A task knows no trainer.
 
-To add a task, write one file with a class that has the methods of `base.Task`, and name it in `TASKS`.
+| name | what |
+|---|---|
+| `thinking-sums`, `sequences` | made here: see `TASKS` |
+| `reasoning-gym:NAME` | a data set of the reasoning-gym package |
+| `jsonl:PATH`, `hub:ID[:CONFIG][:SPLIT]` | prompts with gold answers, scored by math-verify |
+| `my_module:MyTask`, `path/to/my_task.py:MyTask` | your own: a class with the methods of `Task` |
+
+To add a task to this package, write one file with a class that has the methods of `base.Task`, and name it in
+`TASKS`. Whatever a task needs beyond numpy it imports where it is used.
 """
 
 from collections.abc import Callable
+from difflib import get_close_matches
+from importlib.util import find_spec
 
-from lambda_grpo.errors import unknown_name
+from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.tasks.base import Problem, Split, Task
+from lambda_grpo.tasks.maths import Maths
+from lambda_grpo.tasks.own import load_own
+from lambda_grpo.tasks.reasoning_gym import ReasoningGym, data_sets
+from lambda_grpo.tasks.rows import load_hub, read_jsonl
+from lambda_grpo.tasks.sequences import Sequences
 from lambda_grpo.tasks.thinking_sums import ThinkingSums
 
-__all__ = ["TASKS", "Problem", "Split", "Task", "ThinkingSums", "get_task"]
+__all__ = [
+    "TASKS",
+    "Maths",
+    "Problem",
+    "ReasoningGym",
+    "Sequences",
+    "Split",
+    "Task",
+    "ThinkingSums",
+    "get_task",
+    "list_tasks",
+    "load_hub",
+    "read_jsonl",
+]
 
-TASKS: dict[str, Callable[[], Task]] = {"thinking-sums": ThinkingSums}
+TASKS: dict[str, Callable[[], Task]] = {"thinking-sums": ThinkingSums, "sequences": Sequences}
+
+FAMILIES: dict[str, Callable[[str], Task]] = {
+    "reasoning-gym": ReasoningGym,
+    "jsonl": lambda path: Maths(read_jsonl(path)),
+    "hub": lambda name: Maths(load_hub(name)),
+}
+"""Tasks named as `family:rest`."""
+
+_PATTERNS = {
+    "jsonl:PATH": "One JSON object per line with a prompt and a gold answer, scored by math-verify.",
+    "hub:ID[:CONFIG][:SPLIT]": "The same from the Hugging Face Hub, or a local folder of data files.",
+    "my_module:MyTask": "Your own class with the methods of lambda_grpo.tasks.Task.",
+    "path/to/my_task.py:MyTask": "The same, in a file.",
+}
 
 
 def get_task(name: str) -> Task:
     """The task of that name.
 
     Raises:
-        InputError: an unknown task, with the nearest miss.
+        InputError: an unknown task, with the nearest miss; or what it is made from is missing or unusable.
     """
-    if name not in TASKS:
-        raise unknown_name("task", name, TASKS)
-    return TASKS[name]()
+    if name in TASKS:
+        return TASKS[name]()
+    family, colon, rest = name.partition(":")
+    if family in FAMILIES and rest:
+        return FAMILIES[family](rest)
+    if family in FAMILIES or not colon:
+        raise unknown_name("task", name, [*TASKS, "reasoning-gym:NAME", *_PATTERNS])
+    try:
+        return load_own(name)
+    except InputError as error:
+        near = get_close_matches(family, FAMILIES, n=1)
+        raise InputError(f"{error}. Did you mean {near[0]}:{rest}?") if near else error from error
+
+
+def list_tasks() -> dict[str, str]:
+    """Every task's name, or pattern of names, with one line of description.
+
+    The data sets of reasoning-gym are asked for in a worker process, about a second; if the package is not
+    installed one line says so.
+    """
+    listed = {name: _first_line(make) for name, make in TASKS.items()} | _PATTERNS
+    if find_spec("reasoning_gym") is None:
+        return listed | {"reasoning-gym:NAME": "Over 100 puzzles: pip install 'lambda-grpo[tasks]'."}
+    return listed | {f"reasoning-gym:{name}": line for name, line in data_sets().items()}
+
+
+def _first_line(make: Callable[[], Task]) -> str:
+    return (make.__doc__ or "").strip().split("\n")[0]

@@ -1,5 +1,7 @@
 """What a task is: problems, their scoring, and what else is worth knowing of a completion."""
 
+import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -24,10 +26,39 @@ class Task(Protocol):
     """A source of problems with verifiable rewards."""
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
-        """`count` problems; the same for the same seed. No prompt is in both splits."""
+        """`count` problems; the same for the same seed. No prompt is in both splits.
+
+        A test split that holds fewer is returned whole. A train split that holds fewer is gone through
+        again, in a new order each time.
+        """
 
     def score(self, problem: Problem, completion: str) -> float | None:
         """The reward of a completion; None if it cannot be scored."""
 
     def traits(self, completion: str) -> Mapping[str, float]:
         """Named numbers about a completion, reported as means; often none."""
+
+
+def in_test_split(prompt: Any, one_in: int = 8) -> bool:
+    """Whether a prompt (text or chat messages) belongs to the test split: one in `one_in` does, by checksum.
+
+    The prompt alone decides, so no prompt is in both splits, whatever the seeds and the counts.
+
+    >>> [n for n in range(40) if in_test_split(f"{n}+1=")]
+    [4, 8, 10, 20, 30]
+    """
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+    return zlib.crc32(text.encode(errors="surrogatepass")) % one_in == 0
+
+
+def final_answer(completion: str) -> str:
+    """The text in the last `<answer>…</answer>` of a completion, else all of it; stripped.
+
+    >>> final_answer("<answer>1</answer> no, <answer> 2 </answer> it is")
+    '2'
+    >>> final_answer(" 3 ")
+    '3'
+    """
+    before, closed, _ = completion.rpartition("</answer>")
+    _, opened, answer = before.rpartition("<answer>")
+    return (answer if opened and closed else completion).strip()

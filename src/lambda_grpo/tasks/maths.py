@@ -1,0 +1,218 @@
+"""`jsonl:PATH` and `hub:ID`: prompts with gold answers, scored by math-verify.
+
+The prompt is the first column present of prompt, problem, question: text, or a list of chat messages, handed
+on as it is. The gold answer is the first of answer, solution: a number, a word, LaTeX with or without
+delimiters, or a worked text with `\\boxed{…}` or, as in GSM8K, `#### …` at its end. Of a completion, and of a
+worked text, math-verify takes the last `\\boxed{…}`, else what follows a phrase like "the answer is", else
+the last formula or number.
+
+A gold answer that math-verify cannot parse never becomes a problem: its row is skipped, counted and logged. A
+completion that it cannot parse, or not in time, scores 0. Parsing and comparing run in a worker process under
+one time limit, because math-verify's own works in the main thread only and cannot stop C code.
+"""
+
+import json
+import logging
+import random
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
+from itertools import islice
+from typing import Any
+
+from lambda_grpo.errors import InputError, missing_extra
+from lambda_grpo.tasks.base import Problem, Split, in_test_split
+from lambda_grpo.tasks.rows import Rows, pick_columns
+from lambda_grpo.tasks.worker import SECONDS, CallStopped, call
+
+_DELIMITED = re.compile(r"\\boxed|\\\(|\\\[|(?<!\\)\$|\\begin\{(?:equation|align|gather)")
+_LAST_LINE = re.compile(r"####[ \t]*(.+)\Z")
+_WORD = re.compile(r"[A-Za-z]{3,}")
+_PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{2,}[,;]?\s+[A-Za-z]{2,}\b|\n")
+_log = logging.getLogger(__name__)
+
+
+class Maths:
+    """Problems from rows, scored by math-verify.
+
+    Args:
+        rows: where they come from: `read_jsonl(path)` or `load_hub(name)`.
+        seconds: the time limit for one completion, and for one gold answer.
+
+    Attributes:
+        unparsable: places of the rows skipped so far because math-verify cannot parse their gold answer, with
+            that answer. Rows are looked at when they are first needed.
+
+    Raises:
+        InputError: math-verify is not installed, the columns are missing, or there is not one row.
+    """
+
+    def __init__(self, rows: Rows, seconds: float = SECONDS) -> None:
+        if find_spec("math_verify") is None:
+            raise missing_extra("math-verify", "tasks")
+        self._rows = rows
+        self._seconds = seconds
+        self._columns: dict[Split, tuple[str, str]] = {}
+        for split, part in rows.parts.items():
+            if not len(part):
+                raise InputError(f"{rows.source}: has no rows for the {split} split")
+            self._columns[split] = pick_columns(rows.source, list(part[0]))
+        self._gold_parses: dict[str, bool] = {}
+        self.unparsable: dict[str, str] = {}
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        """`count` rows of the split in random order, each once before any comes again.
+
+        Of a source without a test split one prompt in eight, chosen by checksum, is for testing; of one
+        with a test split, the train rows whose prompt occurs there are left out. `Problem.answer` is the
+        gold answer as text that math-verify parses.
+
+        Raises:
+            InputError: a row lacks a column or holds no prompt; the split has no usable row.
+        """
+        if split not in self._rows.parts:
+            raise InputError(
+                f"{self._rows.source}: has a test split only. To train on a part of it, name it: "
+                f"{self._rows.source}:test is divided by checksum of the prompt"
+            )
+        rng = random.Random(f"{seed} {split}")
+        skipped_before = len(self.unparsable)
+        found = list(islice(self._usable(split, rng), count))
+        self._report(len(self.unparsable) - skipped_before)
+        if not found and count:
+            raise InputError(
+                f"{self._rows.source}: no usable problem for the {split} split among "
+                f"{len(self._rows.parts[split])} rows; math-verify could not parse the gold answers of "
+                f"{len(self.unparsable)}"
+            )
+        if split == "test":
+            return found
+        once = list(found)
+        while len(found) < count:
+            rng.shuffle(once)
+            found += once[: count - len(found)]
+        return found
+
+    def score(self, problem: Problem, completion: str) -> float:
+        """1 if math-verify finds the completion's answer equal to the gold one, else 0."""
+        return float(self._in_time(_equal, problem.answer, completion))
+
+    def traits(self, completion: str) -> Mapping[str, float]:
+        return {}
+
+    def _usable(self, split: Split, rng: random.Random) -> Iterator[Problem]:
+        part = self._rows.parts[split]
+        order = list(range(len(part)))
+        rng.shuffle(order)
+        for i in order:
+            prompt, gold = self._read(split, i)
+            if not self._belongs(prompt, split):
+                continue
+            if gold not in self._gold_parses:
+                self._gold_parses[gold] = self._in_time(_parses, gold)
+            if self._gold_parses[gold]:
+                yield Problem(prompt, gold)
+            else:
+                self.unparsable[self._rows.place(split, i)] = gold
+
+    def _read(self, split: Split, i: int) -> tuple[Any, str]:
+        row, place = self._rows.parts[split][i], self._rows.place(split, i)
+        for column in self._columns[split]:
+            if column not in row:
+                raise InputError(f"{place}: no column {column!r}; it has {', '.join(row) or 'none'}")
+        prompt, answer = (row[column] for column in self._columns[split])
+        _check_prompt(prompt, f"{place}, column {self._columns[split][0]!r}")
+        return prompt, gold_text(answer)
+
+    def _belongs(self, prompt: Any, split: Split) -> bool:
+        if self._rows.divided:
+            return in_test_split(prompt) == (split == "test")
+        return split == "test" or _key(prompt) not in self._test_prompts
+
+    @cached_property
+    def _test_prompts(self) -> set[str]:
+        part = self._rows.parts["test"]
+        return {_key(self._read("test", i)[0]) for i in range(len(part))}
+
+    def _in_time(self, function: Any, *args: str) -> bool:
+        try:
+            return bool(call(function, *args, seconds=self._seconds, importing="math_verify"))
+        except CallStopped:
+            return False
+
+    def _report(self, skipped: int) -> None:
+        if skipped:
+            place, gold = list(self.unparsable.items())[-skipped]
+            _log.warning(
+                "%s: skipped %d rows whose gold answer math-verify cannot parse, the first at %s: %r",
+                self._rows.source, skipped, place, gold[:80],
+            )  # fmt: skip
+
+
+def gold_text(answer: Any) -> str:
+    """A gold answer as text in which math-verify finds what it should.
+
+    A bare formula is boxed, so that it is read as a whole; prose, and what has delimiters, stays as it is.
+    What is neither text nor number gives an empty text, which does not parse.
+
+    >>> print(gold_text("(-1, 2]"), gold_text(42), gold_text("20 + 22 = 42\\n#### 42"), gold_text("so $x=2$"))
+    \\boxed{(-1, 2]} \\boxed{42} \\boxed{42} so $x=2$
+    >>> print(gold_text("Friday"), "|", gold_text("two and two make 4"))
+    \\boxed{\\text{Friday}} | two and two make 4
+    """
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        return ""
+    text = str(answer).strip()
+    last_line = _LAST_LINE.search(text)
+    if last_line:
+        text = last_line[1].strip()
+    if not text or _DELIMITED.search(text) or _PROSE.search(text):
+        return text
+    if _WORD.fullmatch(text):  # else read as a product of letters
+        text = f"\\text{{{text}}}"
+    return f"\\boxed{{{text}}}"
+
+
+def _key(prompt: Any) -> str:
+    return json.dumps(prompt, sort_keys=True)
+
+
+def _check_prompt(prompt: Any, place: str) -> None:
+    if isinstance(prompt, str) and prompt.strip():
+        return
+    is_chat = isinstance(prompt, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in prompt
+    )
+    if not (is_chat and prompt):
+        raise InputError(
+            f'{place}: expected a text or a list of {{"role": …, "content": …}} with texts, neither of them '
+            f"empty, got {str(prompt)[:60]!r}"
+        )
+
+
+# What follows runs in the worker. `None` switches math-verify's own timer off: the worker has one.
+
+
+@lru_cache(maxsize=4096)
+def _parse_gold(gold: str) -> Any:
+    return _parse(gold)
+
+
+def _parses(gold: str) -> bool:
+    return bool(_parse_gold(gold))
+
+
+def _equal(gold: str, completion: str) -> bool:
+    from math_verify import verify
+
+    return bool(verify(_parse_gold(gold), _parse(completion), timeout_seconds=None))
+
+
+def _parse(text: str) -> Any:
+    """What math-verify finds in a text, as sympy objects; an empty list if nothing."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+
+    config = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
+    return parse(text, config, fallback_mode="no_fallback", parsing_timeout=None)
