@@ -159,7 +159,7 @@ def test_long_rows_that_part_beyond_the_first_blocks() -> None:
 def test_memory_bound_blocks_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [[1] * n for n in range(0, 200, 7)]
     whole = ProcessTree.build(rows).set_sizes()
-    monkeypatch.setattr("lambda_grpo.tree._MAX_COMPARED", 50)
+    monkeypatch.setattr("lambda_grpo.process_sets._MAX_COMPARED", 50)
     assert (ProcessTree.build(rows).set_sizes() == whole).all()
 
 
