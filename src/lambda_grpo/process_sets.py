@@ -1,8 +1,9 @@
 """Rows of token ids → their process sets, for a whole batch of groups in one pass.
 
-The rows are sorted, so that each process set becomes a run of neighbours, and the length of the longest common
-prefix (LCP) of each pair of neighbours is found by comparing blocks. Process sets are then the LCP intervals of
-that list, found with one stack. Work is proportional to tokens; Python loops run over rows and nodes only.
+The rows are sorted, so that each process set becomes a run of neighbours, and the length of the longest
+common prefix (LCP) of each pair of neighbours is found by comparing blocks. Process sets are then the LCP
+intervals of that list, found with one stack. Work is proportional to tokens; Python loops run over rows and
+nodes only.
 
 B is the number of rows, N of nodes; `flat` holds all rows end to end, padded as `tree._flatten` says.
 """

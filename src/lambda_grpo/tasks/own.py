@@ -33,7 +33,7 @@ def load_own(name: str) -> Task:
             f"task {name!r}: expected the methods {', '.join(_METHODS)} (see lambda_grpo.tasks.Task), got an "
             f"object of type {type(task).__name__} without {', '.join(missing)}"
         )
-    return task  # type: ignore[no-any-return]
+    return task
 
 
 def _is_task(candidate: object) -> bool:
