@@ -9,10 +9,48 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-WORDS = (
-    "so we first add the numbers then check each total again because it is easy to slip here now let us "
-    "write half of x as two fifths and try seven eight nine maybe wrong hmm wait okay therefore answer"
-).split()
+WORDS = [
+    "so",
+    "we",
+    "first",
+    "add",
+    "the",
+    "numbers",
+    "then",
+    "check",
+    "each",
+    "total",
+    "again",
+    "because",
+    "it",
+    "is",
+    "easy",
+    "to",
+    "slip",
+    "here",
+    "now",
+    "let",
+    "us",
+    "write",
+    "half",
+    "of",
+    "x",
+    "as",
+    "two",
+    "fifths",
+    "and",
+    "try",
+    "seven",
+    "eight",
+    "nine",
+    "maybe",
+    "wrong",
+    "hmm",
+    "wait",
+    "okay",
+    "therefore",
+    "answer",
+]
 
 
 def branching_ids(rng: np.random.Generator, count: int, length: int, stay: float = 0.9) -> list[list[int]]:

@@ -100,9 +100,7 @@ def test_agrees_with_the_definitions(completions, random):
     rewards = [float(random.randint(-3, 3)) for _ in completions]
     reference, tree = ReferenceGroup(completions), ProcessTree.build(completions)
     a = reference.advantages(rewards)
-    sets = [
-        [reference.process_set(i, t) for t in range(len(y))] for i, y in enumerate(reference.completions)
-    ]
+    sets = [[reference.process_set(i, t) for t in range(len(y))] for i, y in enumerate(reference.completions)]
 
     def push(members, once):
         """What one token of a step is pushed by: the sum of its completions' weighted advantages."""
@@ -122,7 +120,9 @@ def test_agrees_with_the_definitions(completions, random):
         root = frozenset(range(len(completions)))
         below = {s for s, _ in terms if s != root}
         if below and sum(terms.values()) > 1e-6:
-            frequent = max(below, key=lambda s: (len(s), round(sum(abs(push(s, False)) for k, _ in terms if k == s), 9)))
+            frequent = max(
+                below, key=lambda s: (len(s), round(sum(abs(push(s, False)) for k, _ in terms if k == s), 9))
+            )
             mass = sum(g for (s, _), g in terms.items() if s == frequent)
             share = measures.most_frequent_share(tree, a, weights)
             size = tree.size[measures.most_frequent_step(tree, a)]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lambda_grpo.credit import group_advantage
 from lambda_grpo.rollouts import trl
+from lambda_grpo.rollouts.files import Rows
 from lambda_grpo.rollouts.tokens import FALLBACK, Tokeniser, ids_of_pieces, pieces
 from lambda_grpo.rollouts.values import BadRow, Float64, Int32, numbers, text, token_ids, token_strings
 
@@ -50,46 +51,45 @@ class Group:
 
 @dataclass(frozen=True)
 class GroupRows:
-    """The rows of one group, still unchecked.
+    """Which rows make a group, still unchecked.
 
     Attributes:
-        columns: our names → one value per completion.
+        run, name: its run, and its id within the step.
+        places: its rows' places in a block.
         reward_columns: TRL's reward functions, empty for other formats.
     """
 
     run: str
-    step: int
     name: str
-    columns: Mapping[str, Sequence[Any]]
+    places: Sequence[int]
     reward_columns: Sequence[str]
-    size: int
 
 
-def make_group(rows: GroupRows, tokeniser: Tokeniser | None) -> tuple[Group, bool]:
-    """The group, and whether its rewards explain the advantages the file holds (TRL; else true).
+def make_group(rows: Rows, wanted: GroupRows, step: int, tokeniser: Tokeniser | None) -> Group:
+    """Check the rows and make a group of them.
 
     Raises:
         BadRow: the first row that cannot be used, and why.
     """
-    columns = rows.columns
-    if rows.size < 2:
-        raise BadRow(0, f"group {rows.name!r} of step {rows.step} has one completion, expected at least 2")
-    explained = True
-    if rows.reward_columns:
-        rewards, explained = trl.total_reward(columns, rows.reward_columns)
+    size = len(wanted.places)
+    columns = {name: [values[place] for place in wanted.places] for name, values in rows.columns.items()}
+    if size < 2:
+        raise BadRow(0, f"group {wanted.name!r} of step {step} has one completion, expected at least 2")
+    if wanted.reward_columns:
+        rewards = trl.total_reward(columns, wanted.reward_columns)
     else:
-        rewards = numbers(columns.get("reward", [None] * rows.size), "reward")
+        rewards = numbers(columns.get("reward", [None] * size), "reward")
     advantages = (
         numbers(columns["advantage"], "advantage") if "advantage" in columns else group_advantage(rewards)
     )
-    prompts = [text(i, value, "prompt") for i, value in enumerate(columns.get("prompt", [""] * rows.size))]
+    prompts = [text(i, value, "prompt") for i, value in enumerate(columns.get("prompt", [""] * size))]
     texts = _texts(columns)
     ids, strings, tokens_from = _tokens(columns, texts, tokeniser)
-    correct = columns.get("correct", [None] * rows.size)
-    group = Group(
-        run=rows.run,
-        step=rows.step,
-        name=rows.name,
+    correct = columns.get("correct", [None] * size)
+    return Group(
+        run=wanted.run,
+        step=step,
+        name=wanted.name,
         prompt=prompts[0],
         texts=texts,
         token_ids=ids,
@@ -100,7 +100,6 @@ def make_group(rows: GroupRows, tokeniser: Tokeniser | None) -> tuple[Group, boo
         contexts=np.array([prompts.index(prompt) for prompt in prompts]),
         tokens_from=tokens_from,
     )
-    return group, explained
 
 
 def _texts(columns: Mapping[str, Sequence[Any]]) -> list[str]:

@@ -70,8 +70,10 @@ class RolloutReader:
         for run in self.runs:
             seen: set[tuple[int, str]] = set()
             for rows in self._rows(run):
-                for name, members in self._members(rows):
-                    yield from self._group(run, rows, (name, members), seen)
+                members = list(self._members(rows))
+                rewards = self._reward_columns(run, rows, [places for _, places in members])
+                for name, places in members:
+                    yield from self._group(rows, GroupRows(run.name, name, places, rewards), seen)
 
     def _rows(self, run: Run) -> Iterator[Rows]:
         """The blocks of one run, less those in another format and those TRL logged twice."""
@@ -135,33 +137,32 @@ class RolloutReader:
                 yield str(number), run[begin : begin + size]
                 number += 1
 
-    def _group(
-        self, run: Run, rows: Rows, named: tuple[str, Sequence[int]], seen: set[tuple[int, str]]
-    ) -> Iterator[Group]:
+    def _reward_columns(self, run: Run, rows: Rows, groups: Sequence[Sequence[int]]) -> Sequence[str]:
+        if rows.format.name != "TRL":
+            return ()
+        names, explained = trl.reward_columns(rows.columns, groups)
+        if names and not explained:
+            self._note(
+                f"{run.name}: the reward shown is the plain sum of {', '.join(names)}, which is not what "
+                "TRL made its advantages of (weighted reward functions, or columns of your own)."
+            )
+        return names
+
+    def _group(self, rows: Rows, wanted: GroupRows, seen: set[tuple[int, str]]) -> Iterator[Group]:
         """The group of some rows, or nothing if one is bad and `skip_bad` is set."""
-        name, members = named
+        name, places = wanted.name, wanted.places
         try:
-            step = self._step(rows, members)
-            size = len(members)
+            step = self._step(rows, places)
             if (step, name) in seen:
                 raise BadRow(0, f"group {name!r} of step {step} came before: its rows must lie together")
             seen.add((step, name))
-            if self._group_size not in (None, size):
-                raise BadRow(0, f"group {name!r} of step {step} has {size} rows, expected {self._group_size}")
-            columns = {n: [values[place] for place in members] for n, values in rows.columns.items()}
-            rewards = trl.float_columns(rows.columns) if rows.format.name == "TRL" else ()
-            group, explained = make_group(
-                GroupRows(run.name, step, name, columns, rewards, size), self.tokeniser
-            )
+            if self._group_size not in (None, len(places)):
+                raise BadRow(
+                    0, f"group {name!r} of step {step} has {len(places)} rows, expected {self._group_size}"
+                )
+            yield make_group(rows, wanted, step, self.tokeniser)
         except BadRow as bad:
-            self._problem(rows.file, rows.numbers[members[bad.index]], str(bad), len(members), groups=1)
-            return
-        if not explained:
-            self._note(
-                f"{run.name}: the reward shown is the plain sum of {', '.join(rewards)}, which is not what "
-                "TRL made its advantages of (weighted reward functions, or columns of your own)."
-            )
-        yield group
+            self._problem(rows.file, rows.numbers[places[bad.index]], str(bad), len(places), groups=1)
 
     def _step(self, rows: Rows, members: Sequence[int]) -> int:
         for index, place in enumerate(members):

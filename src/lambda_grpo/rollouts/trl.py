@@ -42,41 +42,46 @@ def group_size(runs: Sequence[range]) -> int:
     return 0 if size == 1 < max(map(len, runs)) else size
 
 
-def total_reward(columns: Mapping[str, Sequence[Any]], order: Sequence[str]) -> tuple[Float64, bool]:
-    """The reward of each row of one group, and whether it explains the advantages.
+def reward_columns(
+    columns: Mapping[str, Sequence[Any]], groups: Sequence[Sequence[int]]
+) -> tuple[list[str], bool]:
+    """The columns whose sum is the reward, and whether that sum explains the advantages.
 
-    The reward functions are columns of floats; of columns that the user added after them, the longest
-    row of columns is taken whose sum has the shape of TRL's advantages. If none has (weighted reward
-    functions), the reward is the plain sum of all.
+    Reward functions are columns of floats. The user's own columns come after them: of the columns of
+    floats the longest row, from the first on, is taken whose sum has the shape of TRL's advantages in
+    every group. If none has (weighted reward functions), it is all of them, and false.
 
     Args:
-        columns: one group's columns.
-        order: the file's `float_columns`, at least one.
-
-    Raises:
-        BadRow: a row that no function scored, or an advantage that is not finite.
+        columns: a table's columns.
+        groups: the places of each group's rows.
     """
-    per_function = np.array([[number(value) for value in columns[name]] for name in order])
-    missing = np.flatnonzero(np.isnan(per_function).all(axis=0))
-    if len(missing):
-        raise BadRow(int(missing[0]), f"reward is missing: {', '.join(order)} are all empty")
-    advantages = numbers(columns["advantage"], "advantage")
-    sums = np.cumsum(np.nan_to_num(per_function), axis=0)
-    for count in range(len(order), 0, -1):
-        if _same_shape(sums[count - 1], advantages):
-            return sums[count - 1], True
-    return sums[-1], False
-
-
-def float_columns(columns: Mapping[str, Sequence[Any]]) -> list[str]:
-    """The columns besides TRL's own that hold floats and nothing else, in the file's order."""
-    return [
+    names = [
         name
         for name, values in columns.items()
         if name not in _OWN_COLUMNS
         and all(value is None or isinstance(value, float) for value in values)
         and any(value is not None for value in values)
     ]
+    advantages = np.array([number(value) for value in columns["advantage"]])
+    values = np.array([[number(value) for value in columns[name]] for name in names])
+    sums = np.cumsum(np.nan_to_num(values), axis=0)
+    for count in range(len(names), 0, -1):
+        if all(_same_shape(sums[count - 1, list(rows)], advantages[list(rows)]) for rows in groups):
+            return names[:count], True
+    return names, False
+
+
+def total_reward(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Float64:
+    """The sum of the reward functions `names` for each row of one group; empty ones count 0, as in TRL.
+
+    Raises:
+        BadRow: a row that no function scored, or a number that is not finite.
+    """
+    per_function = np.array([[number(value) for value in columns[name]] for name in names])
+    missing = np.flatnonzero(np.isnan(per_function).all(axis=0))
+    if len(missing):
+        raise BadRow(int(missing[0]), f"reward is missing: {', '.join(names)} are all empty")
+    return numbers(np.nansum(per_function, axis=0).tolist(), "reward")
 
 
 def _same_shape(rewards: Float64, advantages: Float64) -> bool:
