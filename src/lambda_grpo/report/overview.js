@@ -1,0 +1,237 @@
+"use strict";
+// The statements, the curves over training, the flaw, and the table of all numbers.
+
+const Overview = (() => {
+  const CHARTS = [
+    ["reward", "Reward", Show.number],
+    ["accuracy", "Accuracy", Show.percent],
+    ["length", "Length, tokens", Show.number],
+    ["path_depth", "Path depth", Show.number],
+    ["intermediate_proportion", "Intermediate proportion", Show.percent],
+    ["shared_tokens", "Tokens with |λ| > 1", Show.percent],
+    ["flat", "Flat groups", Show.percent],
+    ["best_pushed_down", "Groups whose best is pushed down", Show.percent],
+    ["frequent_share_grpo", "Gradient on the most frequent step (GRPO)", Show.percent],
+  ];
+  const FLAW = [
+    {
+      title: "The best completion is pushed down",
+      kind: "anti-exploitation",
+      text: "Its beginning is shared with worse siblings, and their mean advantage is negative. Of the gradient on the best completion, this much pushes it down:",
+      measures: ["best_share_down_grpo", "best_share_down_lambda"],
+      show: Show.percent,
+      extra: (means) => `In ${Show.percent(means.best_pushed_down)} of groups with unequal rewards; ${Show.number(means.best_tokens_down)} of its tokens on average. The tokens are the same under both; λ-GRPO pushes them less.`,
+    },
+    {
+      title: "The frequent step takes the gradient",
+      kind: "anti-exploration",
+      text: "A step that many completions take is pushed once for each of them, so rare better steps are crowded out. Share of a group's gradient on its most frequent step:",
+      measures: ["frequent_share_grpo", "frequent_share_lambda"],
+      show: Show.percent,
+      extra: () => "Mean over groups that are not flat and whose rewards differ.",
+    },
+    {
+      title: "Few terms do the learning",
+      kind: "effective number of tree terms",
+      text: "How many of a group's unique tokens the gradient is effectively spread over (all of them, if each were pushed as hard as the next):",
+      measures: ["effective_terms_grpo", "effective_terms_lambda"],
+      show: Show.number,
+      extra: (means) => `A group has ${Show.number(means.unique_tokens)} unique tokens on average.`,
+    },
+  ];
+  let plots = [];
+
+  function statements(data) {
+    const list = document.getElementById("statements");
+    for (const run of data.runs) {
+      const item = Show.make("li");
+      const total = run.means.groups;
+      const head = item.appendChild(Show.make("strong"));
+      head.textContent = `${Show.number(run.flat_groups)} of ${Show.number(total)} groups are flat.`;
+      if (data.runs.length > 1) {
+        const name = Show.append(Show.make("span", "run-name"), run.name);
+        name.prepend(swatch(data.runs.indexOf(run)));
+        item.prepend(name);
+      }
+      const rest = total - run.flat_groups;
+      item.append(
+        rest
+          ? ` In ${rest === total ? "all of them" : `the other ${Show.number(rest)}`} GRPO scores intermediate steps: a completion passes ${Show.number(run.means.path_depth)} of them on average, and ${Show.percent(run.means.shared_tokens)} of all tokens lie in a step that several completions share.`
+          : " Here GRPO's process rewards are trivial: no two completions share a step beyond what all share.",
+      );
+      const read = `${Show.number(run.means.completions)} completions, ${Show.number(run.means.tokens)} tokens (${run.tokens_from.join(", ")})`;
+      item.append(Show.append(Show.make("small"), read));
+      list.append(item);
+    }
+  }
+
+  function swatch(index) {
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    svg.setAttribute("class", "run-swatch");
+    svg.setAttribute("viewBox", "0 0 28 8");
+    const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
+    for (const [key, value] of Object.entries({ x1: 1, x2: 27, y1: 4, y2: 4, "stroke-width": 3, stroke: Colour.run(index), "stroke-dasharray": Colour.dash(index).join(" ") })) line.setAttribute(key, value);
+    svg.append(line);
+    svg.setAttribute("aria-hidden", "true");
+    return svg;
+  }
+
+  function warnings(data) {
+    const host = document.getElementById("warnings");
+    const lost = data.left_out;
+    const say = (text) => host.append(Show.append(Show.make("p", "warning"), text));
+    if (lost.rows || lost.files) {
+      say(`Left out as unusable: ${Show.number(lost.rows)} rows (${Show.number(lost.groups)} whole groups) and ${Show.number(lost.files)} files. First: ${lost.examples[0]}`);
+    }
+    data.notes.forEach(say);
+    if (data.runs.some((run) => run.tokens_from.some((from) => from.startsWith("words")))) {
+      say("The rollouts hold text without token ids and no tokenizer was given: words are taken for tokens, so trees can differ in detail from those of training.");
+    }
+  }
+
+  /** One line per run over all steps that any run has. */
+  function curves(data, measure) {
+    const xs = [...new Set(data.steps.step)].sort((a, b) => a - b);
+    const place = new Map(xs.map((x, i) => [x, i]));
+    const lines = data.runs.map(() => xs.map(() => null));
+    const index = new Map(data.runs.map((run, i) => [run.name, i]));
+    data.steps.run.forEach((name, i) => {
+      lines[index.get(name)][place.get(data.steps.step[i])] = data.steps[measure][i];
+    });
+    return [xs, ...lines];
+  }
+
+  function charts(data) {
+    const host = document.getElementById("charts");
+    plots.forEach((plot) => plot.destroy());
+    host.replaceChildren();
+    plots = [];
+    const style = getComputedStyle(document.documentElement);
+    const [faint, line] = [style.getPropertyValue("--faint"), style.getPropertyValue("--line")];
+    for (const [measure, title, show] of CHARTS) {
+      const values = curves(data, measure);
+      const card = host.appendChild(Show.make("figure", "chart"));
+      const head = card.appendChild(Show.make("figcaption"));
+      head.append(Show.make("span", "chart-title", title));
+      const live = head.appendChild(Show.make("span", "live"));
+      const body = card.appendChild(Show.make("div", "plot"));
+      const resting = () => live.replaceChildren(...lastValues(data, values, show));
+      resting();
+      const axis = { stroke: faint, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "11px system-ui", gap: 4 };
+      const few = values[0].length < 40;
+      const plot = new uPlot(
+        {
+          width: body.clientWidth || 300,
+          height: 150,
+          legend: { show: false },
+          cursor: { sync: { key: "steps" }, points: { size: 6 }, y: false, drag: { x: true, y: false } },
+          scales: { x: { time: false, range: stepRange }, y: { range: valueRange } },
+          axes: [{ ...axis, size: 26, space: 60 }, { ...axis, size: 46, space: 34, values: (_, ticks) => ticks.map(show) }],
+          series: [{}, ...data.runs.map((_, i) => ({ stroke: Colour.run(i), dash: Colour.dash(i), width: 1.75, spanGaps: true, points: { show: few, size: 5, fill: Colour.run(i) } }))],
+          hooks: {
+            setCursor: [(u) => (u.cursor.idx === null || u.cursor.idx === undefined || u.cursor.left < 0 ? resting() : live.replaceChildren(...valuesAt(values, u.cursor.idx, show)))],
+          },
+        },
+        values,
+        body,
+      );
+      plot.over.setAttribute("role", "img");
+      plot.over.setAttribute("aria-label", `${title}, ${values[0].length} steps. The numbers are in the table below.`);
+      plots.push(plot);
+    }
+  }
+
+  const stepRange = (_, low, high) => (low === high ? [low - 1, high + 1] : [low, high]);
+  function valueRange(_, low, high) {
+    if (low === null) return [0, 1];
+    const pad = Math.max((high - low) * 0.12, Math.abs(high) * 0.02, 1e-3);
+    return [low >= 0 ? Math.max(0, low - pad) : low - pad, high + pad];
+  }
+
+  const dot = (index) => {
+    const mark = Show.make("i", "dot");
+    mark.style.background = Colour.run(index);
+    return mark;
+  };
+  function valuesAt(values, at, show) {
+    return [Show.make("span", "at", `step ${values[0][at]}`), ...values.slice(1).flatMap((line, i) => [dot(i), Show.make("b", "", show(line[at]))])];
+  }
+  function lastValues(data, values, show) {
+    return values.slice(1).flatMap((line, i) => [dot(i), Show.make("b", "", show(line.findLast((value) => value !== null)))]);
+  }
+
+  function legend(data) {
+    const host = document.getElementById("run-legend");
+    host.replaceChildren(
+      ...data.runs.map((run, i) => {
+        const item = Show.append(Show.make("li"), run.name);
+        item.prepend(swatch(i));
+        return item;
+      }),
+    );
+  }
+
+  function flaw(data) {
+    const host = document.getElementById("flaw");
+    for (const card of FLAW) {
+      const box = host.appendChild(Show.make("article", "card"));
+      box.append(Show.make("p", "eyebrow", card.kind), Show.make("h3", "", card.title), Show.make("p", "note", card.text));
+      const most = Math.max(...data.runs.flatMap((run) => card.measures.map((name) => run.means[name] ?? 0)), 1e-9);
+      for (const run of data.runs) {
+        if (data.runs.length > 1) box.append(Show.append(Show.make("p", "bar-run"), run.name));
+        card.measures.forEach((name, i) => {
+          const value = run.means[name];
+          const row = box.appendChild(Show.make("div", "bar-row"));
+          row.append(Show.make("span", "bar-name", i ? "λ-GRPO" : "GRPO"));
+          const track = row.appendChild(Show.make("span", "bar-track"));
+          const bar = track.appendChild(Show.make("span", `bar ${i ? "lambda" : "grpo"}`));
+          bar.style.width = `${(100 * (value ?? 0)) / most}%`;
+          row.append(Show.make("b", "bar-value", card.show(value)));
+        });
+        box.append(Show.make("p", "note small", card.extra(run.means)));
+      }
+    }
+  }
+
+  /** The table is made when it is first opened: it can have thousands of rows. */
+  function table(data) {
+    const details = document.getElementById("numbers");
+    details.addEventListener("toggle", () => {
+      const host = details.querySelector(".table-wrap");
+      if (!details.open || host.firstChild) return;
+      const names = Object.keys(data.steps);
+      const grid = Show.make("table");
+      const head = grid.createTHead().insertRow();
+      names.forEach((name) => head.append(Show.make("th", "", name.replaceAll("_", " "))));
+      const body = grid.createTBody();
+      data.steps.step.forEach((_, i) => {
+        const row = body.insertRow();
+        names.forEach((name) => {
+          const value = data.steps[name][i];
+          Show.append(row.insertCell(), typeof value === "string" ? value : name === "step" ? String(value) : Show.number(value));
+        });
+      });
+      host.append(grid);
+    });
+  }
+
+  function draw(data) {
+    document.getElementById("statements").replaceChildren();
+    statements(data);
+    legend(data);
+    charts(data);
+  }
+
+  function resize() {
+    for (const plot of plots) plot.setSize({ width: plot.root.parentNode.clientWidth, height: 150 });
+  }
+
+  function start(data) {
+    warnings(data);
+    flaw(data);
+    table(data);
+    draw(data);
+  }
+
+  return { start, draw, resize };
+})();
