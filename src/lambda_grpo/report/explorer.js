@@ -45,10 +45,10 @@ const Explorer = (() => {
       dot.style.background = Colour.run(data.runs.findIndex((run) => run.name === group.run));
       dot.title = Show.visible(group.run);
     }
-    Show.append(head.appendChild(Show.make("b")), `step ${group.step} · group ${group.group}`);
+    Show.append(head.appendChild(Show.make("b")), `step ${group.step} · group ${Show.cut(group.group, 60)}`);
     Show.append(item.appendChild(Show.make("span", "entry-prompt")), Show.cut(group.prompt.replace(/\s+/g, " "), 90));
     const down = group.best_share_down_grpo;
-    const facts = `spread ${Show.number(group.spread)} · depth ${Show.number(group.path_depth)}${down ? ` · best pushed down ${Show.percent(down)}` : ""}`;
+    const facts = `spread ${Show.number(group.spread)} · depth ${Show.number(group.path_depth)}${down ? ` · best ↓ ${Show.percent(down)}` : ""}`;
     item.append(Show.make("span", "entry-facts", facts));
     item.addEventListener("click", () => pick(group));
     return item;
@@ -72,7 +72,7 @@ const Explorer = (() => {
   function pick(group) {
     Object.assign(state, { group, completion: group.order[0], widths: null });
     state.node = group.leaf[state.completion];
-    Show.append(clear("group-title"), `Step ${group.step}, group ${group.group}`);
+    Show.append(clear("group-title").appendChild(Show.make("bdi")), `Step ${group.step}, group ${Show.cut(group.group, 120)}`);
     if (data.runs.length > 1) Show.append(at("group-title").appendChild(Show.make("span", "run-name")), group.run);
     const facts = [
       ["completions", Show.number(group.completions)],
@@ -143,8 +143,9 @@ const Explorer = (() => {
     const list = tip.appendChild(Show.make("dl"));
     for (const [name, value] of rows) list.append(Show.make("dt", "", name), Show.make("dd", "", value));
     tip.hidden = false;
+    Object.assign(tip.style, { left: "0", top: "0" }); // else the edge of the page narrows it
     const [box, own] = [target.getBoundingClientRect(), tip.getBoundingClientRect()];
-    const left = Math.min(Math.max(8, box.left + Math.min(box.width, 60) / 2), innerWidth - own.width - 12);
+    const left = Math.min(Math.max(8, box.left + Math.min(box.width, 60) / 2), document.documentElement.clientWidth - own.width - 12);
     const under = box.bottom + 8 + own.height < innerHeight;
     const top = under ? box.bottom + 8 : Math.max(8, box.top - own.height - 8);
     Object.assign(tip.style, { left: `${left + scrollX}px`, top: `${top + scrollY}px` });

@@ -77,10 +77,11 @@ const Figure = (() => {
 
     function recolour(credit) {
       const [values, most] = [pushes(group, credit), extreme(group)];
-      for (const [n, { rect, text, node }] of blocks) {
+      for (const [n, { rect, text, sum, node }] of blocks) {
         const rgb = Colour.diverging(Colour.position(values[n], most));
         rect.setAttribute("fill", Colour.css(rgb));
-        for (const line of text) line.setAttribute("fill", Colour.ink(rgb));
+        for (const line of sum ? [...text, sum] : text) line.setAttribute("fill", Colour.ink(rgb));
+        if (sum) sum.textContent = arithmetic(group, n, credit, Number(sum.dataset.room));
         node.setAttribute("aria-label", label(group, n, values[n]));
       }
     }
@@ -102,34 +103,48 @@ const Figure = (() => {
     return `Step ${n}, tokens ${start[n]} to ${end[n] - 1}, shared by ${size[n]} of ${group.rewards.length}, step reward ${Show.number(reward[n])}, step advantage ${Show.signed(advantage[n])}, push ${Show.signed(push)}: ${Show.visible(Show.cut(group.nodes.text[n], 80))}`;
   }
 
+  /** What is applied, in as many words as fit: "7 × −0.05 = −0.35" under GRPO, "−0.05" under λ-GRPO. */
+  function arithmetic(group, n, credit, room) {
+    const [a, size] = [group.nodes.advantage[n], group.nodes.size[n]];
+    if (credit !== "grpo" || size === 1) return Show.signed(a);
+    const whole = `${size} × ${Show.signed(a)} = ${Show.signed(a * size)}`;
+    return whole.length <= room ? whole : Show.signed(a * size);
+  }
+
   function block(svg, group, n, box, on) {
     const node = element("g", { class: "block", role: "button", tabindex: -1, "data-node": n }, svg);
     const gap = Math.min(1.5, box.width / 4);
     const [width, height] = [Math.max(box.width - gap, 0.75), Math.max(box.height - 1.5, 1)];
     const rect = element("rect", { x: box.x, y: box.y, width, height, rx: Math.min(3, width / 2) }, node);
-    const text = lines(node, Show.visible(group.nodes.text[n]), { x: box.x, y: box.y, width, height });
+    const room = Math.floor((width - 10) / CHAR); // characters of a line
+    const sum = height >= 2 * LINE + 4 && room >= 6 ? element("text", { class: "sum", "data-room": room, x: box.x + width - 5, y: box.y + height - 5 }) : null;
+    const text = lines(node, Show.visible(group.nodes.text[n]), { x: box.x, y: box.y, width, height: height - (sum ? LINE : 0) });
+    if (sum) node.append(sum);
     node.addEventListener("pointerenter", () => on.point(n, node));
     node.addEventListener("pointerleave", on.leave);
     node.addEventListener("focus", () => on.point(n, node));
     node.addEventListener("blur", on.leave);
     node.addEventListener("click", () => on.select(n));
-    return { node, rect, text };
+    return { node, rect, text, sum };
   }
 
-  /** The step's text, broken into as many lines as the block holds; clipped by an inner SVG. */
+  /** The step's text, broken into as many lines as the block holds, top to bottom in tall narrow blocks;
+   * clipped by an inner SVG. */
   function lines(parent, text, box) {
-    const [perLine, room] = [Math.floor((box.width - 8) / CHAR), Math.max(1, Math.floor((box.height - 4) / LINE))];
-    if (perLine < 1 || box.height < 10 || !text.trim()) return [];
-    const flat = text.slice(0, perLine * room + 200).replace(/\n/g, "⏎").replace(/\t/g, "→");
-    const characters = [...flat];
+    const upright = box.width >= 7 * CHAR || box.height < 8 * CHAR;
+    const [along, across] = upright ? [box.width, box.height] : [box.height, box.width];
+    const [perLine, room] = [Math.floor((along - 8) / CHAR), Math.max(1, Math.floor((across - 4) / LINE))];
+    if (perLine < 2 || across < 10 || !text.trim()) return [];
+    const characters = [...text.slice(0, 2 * perLine * room + 200).replace(/\n/g, "⏎").replace(/\t/g, "→")];
     const needed = Math.min(room, Math.ceil(characters.length / perLine));
-    const clip = element("svg", { x: box.x, y: box.y, width: box.width, height: box.height, class: "block-text" }, parent);
-    const top = (box.height - needed * LINE) / 2 + LINE - 3.5;
+    const clip = element("svg", { x: box.x, y: box.y, width: box.width, height: box.height }, parent);
+    const turned = upright ? clip : element("g", { transform: `translate(${box.width} 0) rotate(90)` }, clip);
+    const top = (across - needed * LINE) / 2 + LINE - 3.5;
     return Array.from({ length: needed }, (_, i) => {
-      let part = characters.slice(i * perLine, (i + 1) * perLine).join("");
-      if (i === needed - 1 && characters.length > needed * perLine) part = [...part].slice(0, -1).join("") + "…";
-      const line = element("text", { x: 4, y: top + i * LINE, "xml:space": "preserve" }, clip);
-      line.textContent = part;
+      let part = characters.slice(i * perLine, (i + 1) * perLine);
+      if (i === needed - 1 && characters.length > needed * perLine) part = [...part.slice(0, -1), "…"];
+      const line = element("text", { x: 4, y: top + i * LINE, "xml:space": "preserve" }, turned);
+      line.textContent = part.join("");
       return line;
     });
   }
@@ -144,7 +159,7 @@ const Figure = (() => {
   }
 
   function rewardsColumn(svg, group, { x, row, right, narrow }, on) {
-    const columns = narrow ? [["#", 22], ["reward", right - 18]] : [["#", 24], ["reward", 76], ["aᵢ", right - 18]];
+    const columns = narrow ? [["#", 22], ["reward", right - 18]] : [["#", 24], ["reward", 76], ["adv.", right - 18]];
     for (const [name, at] of columns) element("text", { x: x + at, y: 14, class: "column-head" }, svg).textContent = name;
     const most = Math.max(...group.advantages.map(Math.abs), 1e-9);
     group.order.forEach((completion, i) => {

@@ -11,7 +11,7 @@ const Overview = (() => {
     ["shared_tokens", "Tokens with |λ| > 1", Show.percent],
     ["flat", "Flat groups", Show.percent],
     ["best_pushed_down", "Groups whose best is pushed down", Show.percent],
-    ["frequent_share_grpo", "Gradient on the most frequent step (GRPO)", Show.percent],
+    ["frequent_share_grpo", "On the most frequent step (GRPO)", Show.percent],
   ];
   const FLAW = [
     {
@@ -20,7 +20,8 @@ const Overview = (() => {
       text: "Its beginning is shared with worse siblings, and their mean advantage is negative. Of the gradient on the best completion, this much pushes it down:",
       measures: ["best_share_down_grpo", "best_share_down_lambda"],
       show: Show.percent,
-      extra: (means) => `In ${Show.percent(means.best_pushed_down)} of groups with unequal rewards; ${Show.number(means.best_tokens_down)} of its tokens on average. The tokens are the same under both; λ-GRPO pushes them less.`,
+      extra: (means) => `In ${Show.percent(means.best_pushed_down)} of groups; ${Show.number(means.best_tokens_down)} tokens of the best on average.`,
+      rule: "Over groups with unequal rewards. Both push the same tokens down; λ-GRPO pushes them less.",
     },
     {
       title: "The frequent step takes the gradient",
@@ -28,7 +29,7 @@ const Overview = (() => {
       text: "A step that many completions take is pushed once for each of them, so rare better steps are crowded out. Share of a group's gradient on its most frequent step:",
       measures: ["frequent_share_grpo", "frequent_share_lambda"],
       show: Show.percent,
-      extra: () => "Mean over groups that are not flat and whose rewards differ.",
+      rule: "Mean over groups that are not flat and have unequal rewards.",
     },
     {
       title: "Few terms do the learning",
@@ -36,7 +37,8 @@ const Overview = (() => {
       text: "How many of a group's unique tokens the gradient is effectively spread over (all of them, if each were pushed as hard as the next):",
       measures: ["effective_terms_grpo", "effective_terms_lambda"],
       show: Show.number,
-      extra: (means) => `A group has ${Show.number(means.unique_tokens)} unique tokens on average.`,
+      extra: (means) => `Of ${Show.number(means.unique_tokens)} unique tokens of a group on average.`,
+      rule: "Depends on the advantages too: λ-GRPO evens out the counts, not the rewards.",
     },
   ];
   let plots = [];
@@ -188,8 +190,9 @@ const Overview = (() => {
           bar.style.width = `${(100 * (value ?? 0)) / most}%`;
           row.append(Show.make("b", "bar-value", card.show(value)));
         });
-        box.append(Show.make("p", "note small", card.extra(run.means)));
+        if (card.extra) box.append(Show.make("p", "note small", card.extra(run.means)));
       }
+      box.append(Show.make("p", "note small rule", card.rule));
     }
   }
 

@@ -6,10 +6,7 @@ const Show = (() => {
   const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]|[\ud800-\udfff]/gu;
 
   function name(char) {
-    const code = char.codePointAt(0);
-    if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-    if (code === 0x7f) return "\u2421";
-    return `‹U+${code.toString(16).toUpperCase().padStart(4, "0")}›`;
+    return `‹U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}›`;
   }
 
   /** The text with hidden characters named, for attributes, options and SVG. */

@@ -9,6 +9,7 @@ from lambda_grpo.errors import InputError
 
 _SUFFIXES = {".parquet", ".jsonl"}
 _OTHER_FILES = {"metrics.jsonl"}
+_INNER = ("rollouts", "completions")  # ours, TRL's
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _runs_at(path: Path) -> dict[Path, list[Path]]:
 
 
 def _files_of_run(folder: Path) -> list[Path]:
-    for place in (folder / "rollouts", folder / "completions", folder):
+    for place in (*(folder / name for name in _INNER), folder):
         if place.is_dir():
             files = [
                 file
@@ -87,11 +88,15 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 
 def _short_names(roots: Sequence[Path]) -> list[str]:
-    """For each path the fewest last parts that make it unlike the others."""
+    """For each path the fewest last parts that make it unlike the others; what every run folder has is
+    left away."""
+    outer = [root.parent if root.name in _INNER and root.is_dir() else root for root in roots]
+    roots = outer if len(set(outer)) == len(outer) else roots
     names = []
     for root in roots:
         count = 1
-        while any(other != root and other.parts[-count:] == root.parts[-count:] for other in roots):
+        others = [other for other in roots if other != root]
+        while any(other.parts[-count:] == root.parts[-count:] for other in others):
             count += 1
         names.append("/".join(root.parts[-count:]))
     return names
