@@ -53,6 +53,18 @@ WORDS = [
 ]
 
 
+# The group of test_flaw_measures.py: tree and numbers are worked out there.
+BY_HAND = [
+    {"group": "hand", "prompt": "count", "tokens": tokens, "reward": r, "advantage": a}
+    for tokens, r, a in [
+        (["one ", "two ", "three"], 1.0, 3.0),
+        (["one ", "two ", "four"], 0.0, -2.0),
+        (["one ", "five"], 0.0, -2.0),
+        (["six"], 0.5, 1.0),
+    ]
+]
+
+
 def branching_ids(rng: np.random.Generator, count: int, length: int, stay: float = 0.9) -> list[list[int]]:
     """`count` completions of at most `length` tokens; each leaves an earlier one after a geometric number
     of tokens."""

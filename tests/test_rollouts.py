@@ -226,7 +226,7 @@ BAD: dict[str, tuple[list, str]] = {
     "text reward": (spoilt(3, reward="good"), "row 4: reward is 'good'"),
     "huge reward": (spoilt(3, reward=10**400), "row 4: reward is 1000"),
     "group of one": (PLAIN[:3], "row 3: group 'b' of step 0 has one completion, expected at least 2"),
-    "no completion": (spoilt(2, completion=...), "row 3: has no completion or token_ids"),
+    "no completion": (spoilt(2, completion=...), "row 3: has no completion or token_ids or tokens"),
     "numeric completion": (spoilt(2, completion=5), "row 3: completion is 5, expected text or chat"),
     "ids of text": (spoilt(0, token_ids=["a"]), r"row 1: token_ids is \['a'\], expected a list of integers"),
     "negative ids": ([{**r, "token_ids": [-3]} for r in PLAIN], r"row 1: token_ids is \[-3\]"),

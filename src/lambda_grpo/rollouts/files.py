@@ -31,7 +31,7 @@ class Format:
 
 
 FORMATS = [
-    Format("lambda-grpo", frozenset({"group", "reward"}), frozenset({"completion", "token_ids"})),
+    Format("lambda-grpo", frozenset({"group", "reward"}), frozenset({"completion", "token_ids", "tokens"})),
     Format("TRL", frozenset({"step", "prompt", "completion", "advantage"})),
     Format(
         "verl",
