@@ -118,7 +118,7 @@ def test_hovering_shows_the_numbers_worked_by_hand(browser, by_hand):
         page.locator('.block[data-node="1"]').hover()  # "one ", shared by three: A = -1/3
         assert page.locator("#tip .tip-text").inner_text() == "one "
         assert tip(page) == {
-            "tokens": "0 to 0 (1)",
+            "tokens": "0",
             "shared by |λ|": "3 of 4",
             "step reward R̂": "0.333",
             "step advantage A": "−0.33",

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     left = written.left_out
     if left.rows or left.files:
         print(
-            f"left out: {left.rows} rows (in them {left.groups} whole groups) and {left.files} files, among them:",
+            f"left out: {left.rows} rows (in them {left.groups} whole groups) and {left.files} files:",
             *left.examples[:5],
             sep="\n  ",
             file=sys.stderr,

@@ -93,7 +93,7 @@ def _noting_tokens(groups: Iterable[Group], origins: dict[str, dict[str, None]])
 def _fitting(
     sample: Sample, reader: RolloutReader, options: ReportOptions
 ) -> tuple[list[dict[str, Any]], int]:
-    """The sampled groups, up to the budget of bytes, in order of run, step and group; and how many were cut."""
+    """The sampled groups, up to the budget of bytes, by run and step; and how many were cut."""
     contents: list[dict[str, Any]] = []
     used = cut = 0
     for group, row in sample.chosen():
@@ -139,7 +139,7 @@ def _columns(table: Table) -> dict[str, list[Any]]:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
-        return (round(value, 6) if abs(value) < 1e6 else value) if math.isfinite(value) else None
+        return float(f"{value:.9g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

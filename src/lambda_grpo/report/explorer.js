@@ -132,7 +132,7 @@ const Explorer = (() => {
     const tip = clear("tip");
     tip.append(Show.append(Show.make("p", "tip-text"), Show.cut(text[n], 320) || "(no text)"));
     const rows = [
-      ["tokens", `${start[n]} to ${end[n] - 1} (${Show.number(end[n] - start[n])})`],
+      ["tokens", end[n] - start[n] === 1 ? `${start[n]}` : `${start[n]} to ${end[n] - 1} (${Show.number(end[n] - start[n])})`],
       ["shared by |λ|", `${size[n]} of ${group.rewards.length}`],
       ["step reward R̂", Show.number(reward[n])],
       ["step advantage A", Show.signed(advantage[n])],

@@ -19,7 +19,15 @@ from lambda_grpo.report.content import ReportOptions, as_json, report_content
 from lambda_grpo.rollouts import LeftOut
 from lambda_grpo.runs import written_whole
 
-_SCRIPTS = ("vendor/uPlot.iife.min.js", "show.js", "colour.js", "overview.js", "figure.js", "explorer.js", "main.js")
+_SCRIPTS = (
+    "vendor/uPlot.iife.min.js",
+    "show.js",
+    "colour.js",
+    "overview.js",
+    "figure.js",
+    "explorer.js",
+    "main.js",
+)
 _STYLES = ("vendor/uPlot.min.css", "report.css")
 
 
@@ -64,7 +72,12 @@ def write_report(
     except OSError as error:
         raise InputError(f"{html}: cannot be written: {error}") from error
     return Written(
-        html, twin, content["groups_total"], len(content["groups"]), LeftOut(**content["left_out"]), content["notes"]
+        html,
+        twin,
+        content["groups_total"],
+        len(content["groups"]),
+        LeftOut(**content["left_out"]),
+        content["notes"],
     )
 
 
@@ -73,7 +86,9 @@ def render(content: Mapping[str, Any]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     script, style = _joined(_SCRIPTS), _joined(_STYLES)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string(_asset("report.html"))
     return template.render(
         names=[run["name"] for run in content["runs"]],

@@ -45,7 +45,9 @@ class Sample:
 
     def chosen(self) -> list[tuple[Group, Row]]:
         """Best and drawn in turn, each group once."""
-        ranked = [sorted(heap, key=lambda entry: entry[:2], reverse=True) for heap in (self._best, self._drawn)]
+        ranked = [
+            sorted(heap, key=lambda entry: entry[:2], reverse=True) for heap in (self._best, self._drawn)
+        ]
         kept: dict[int, tuple[Group, Row]] = {}
         for place in range(max(map(len, ranked), default=0)):
             for heap in ranked:
@@ -57,7 +59,8 @@ class Sample:
 def _score(row: Row) -> float:
     """How much a group has to show: a pushed-down best completion, rewards that differ, depth."""
     down = row["best_share_down_grpo"]
-    return (0 if np.isnan(down) else 2 * down) + (row["spread"] > 0) + min(row["path_depth"], 10) / 10
+    pushed = 0.0 if np.isnan(down) else 2 * down
+    return float(pushed + (row["spread"] > 0) + min(np.nan_to_num(row["path_depth"]), 10) / 10)
 
 
 def _own_copy(group: Group) -> Group:
@@ -83,7 +86,10 @@ def group_content(group: Group, row: Row, tokeniser: Tokeniser | None) -> dict[s
         "leaf": tree.leaf.tolist(),
         "order": tree.order.tolist(),
         "nodes": {
-            **{name: getattr(tree, name).tolist() for name in ("parent", "start", "end", "size", "depth", "first")},
+            **{
+                name: getattr(tree, name).tolist()
+                for name in ("parent", "start", "end", "size", "depth", "first")
+            },
             "reward": step_means(tree, group.rewards).tolist(),
             "advantage": step_means(tree, group.advantages).round(9).tolist(),
             "text": texts,

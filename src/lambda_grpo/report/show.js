@@ -58,7 +58,7 @@ const Show = (() => {
   function percent(value) {
     if (value === null || value === undefined) return "–";
     const shown = value * 100;
-    return `${shown !== 0 && Math.abs(shown) < 10 ? shown.toFixed(1) : shown.toFixed(0)}%`;
+    return `${shown !== 0 && Math.abs(shown) < 9.95 ? shown.toFixed(1) : shown.toFixed(0)}%`;
   }
 
   return { visible, append, make, cut, number, signed, percent };
