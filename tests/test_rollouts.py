@@ -200,12 +200,12 @@ def test_pieces_join_to_the_text():
 def test_a_long_file_is_read_group_by_group(tmp_path):
     """The first group comes before the file has been read: an error at its end does not stop it."""
     rng = np.random.default_rng(0)
-    rows = [row for step in range(3) for row in group_rows(rng, step, 0)]
+    rows = [row for group in range(3) for row in group_rows(rng, 7, group)]
     path = write_jsonl(tmp_path / "r.jsonl", rows)
     path.write_bytes(path.read_bytes() + b"{")
     groups = iter(RolloutReader([path]))
-    assert next(groups).step == 0
-    assert next(groups).step == 1
+    assert next(groups).name == "0"
+    assert next(groups).name == "1"
     with pytest.raises(InputError, match="row 25: is not a whole JSON object"):
         list(groups)
 

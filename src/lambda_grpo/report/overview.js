@@ -15,7 +15,7 @@ const Overview = (() => {
   ];
   const FLAW = [
     {
-      title: "The best completion is pushed down",
+      title: "The best one is pushed down",
       kind: "anti-exploitation",
       text: "Its beginning is shared with worse siblings, and their mean advantage is negative. Of the gradient on the best completion, this much pushes it down:",
       measures: ["best_share_down_grpo", "best_share_down_lambda"],
@@ -24,7 +24,7 @@ const Overview = (() => {
       rule: "Over groups with unequal rewards. Both push the same tokens down; λ-GRPO pushes them less.",
     },
     {
-      title: "The frequent step takes the gradient",
+      title: "The frequent one takes over",
       kind: "anti-exploration",
       text: "A step that many completions take is pushed once for each of them, so rare better steps are crowded out. Share of a group's gradient on its most frequent step:",
       measures: ["frequent_share_grpo", "frequent_share_lambda"],
@@ -32,7 +32,7 @@ const Overview = (() => {
       rule: "Mean over groups that are not flat and have unequal rewards.",
     },
     {
-      title: "Few terms do the learning",
+      title: "How many terms share the gradient",
       kind: "effective number of tree terms",
       text: "How many of a group's unique tokens the gradient is effectively spread over (all of them, if each were pushed as hard as the next):",
       measures: ["effective_terms_grpo", "effective_terms_lambda"],
@@ -58,7 +58,7 @@ const Overview = (() => {
       const rest = total - run.flat_groups;
       item.append(
         rest
-          ? ` In ${rest === total ? "all of them" : `the other ${Show.number(rest)}`} GRPO scores intermediate steps: a completion passes ${Show.number(run.means.path_depth)} of them on average, and ${Show.percent(run.means.shared_tokens)} of all tokens lie in a step that several completions share.`
+          ? ` In ${rest === total ? "all of them" : `the other ${Show.number(rest)}`} GRPO scores intermediate steps. Over all groups a completion passes ${Show.number(run.means.path_depth)} such steps on average, and ${Show.percent(run.means.shared_tokens)} of all tokens lie in a step that several completions share.`
           : " Here GRPO's process rewards are trivial: no two completions share a step beyond what all share.",
       );
       const read = `${Show.number(run.means.completions)} completions, ${Show.number(run.means.tokens)} tokens (${run.tokens_from.join(", ")})`;

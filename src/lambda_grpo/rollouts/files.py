@@ -1,8 +1,8 @@
 """One rollout file → blocks of rows, whatever wrote it. docs/rollouts.md is the schema.
 
 The format is recognised from the content: Parquet by its magic bytes, else JSON lines; then by the names
-of the columns. A file is read as a stream of `Rows`, each the neighbouring rows of one training step (or,
-in a file without `step`, of one group), so that memory holds one of them at a time.
+of the columns. A file is read as a stream of `Rows`, each the neighbouring rows of one group (in TRL's and
+verl's files, which have no group ids, of one training step), so that memory holds one of them at a time.
 """
 
 import json
@@ -49,7 +49,7 @@ FORMATS = [
 
 @dataclass(frozen=True)
 class Rows:
-    """Neighbouring rows of one file and one step; each column a list, absent if the file has none.
+    """Neighbouring rows that one group or step consists of; each column a list, absent if the file has none.
 
     Attributes:
         file, format: where the rows are from.
@@ -102,11 +102,12 @@ _Row = tuple[Format, int, Mapping[str, Any]]
 
 
 def _blocks(file: Path, rows: Iterator[_Row]) -> Iterator[Rows]:
-    """Join neighbouring rows of one step, or of one group where there is no step."""
+    """Join neighbouring rows of one step or, in our own format, of one group of a step."""
 
     def block(row: _Row) -> Any:
         fmt, _, values = row
-        return (fmt.name, values["step"]) if "step" in values else (fmt.name, None, str(values.get("group")))
+        group = str(values.get("group")) if fmt.name == "lambda-grpo" else None
+        return fmt.name, values.get("step"), group
 
     for _, members in groupby(rows, key=block):
         kept = list(members)
