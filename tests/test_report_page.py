@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rollout_samples import BY_HAND, branching_ids, text_of, write_jsonl, write_run
 
-from lambda_grpo.report import write_report
+from lambda_grpo.report import ReportOptions, write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -253,6 +253,24 @@ def test_nothing_injected_could_run(browser, by_hand):
     path.write_text(planted)
     with pytest.raises(AssertionError, match="Content Security Policy"), opened(browser, path) as page:
         assert page.title() != "ran"
+
+
+def test_one_step_has_numbers_but_no_curve(browser, by_hand):
+    with opened(browser, by_hand) as page:
+        assert page.locator("#charts canvas").count() == 0
+        assert "33%" not in page.locator("#charts").inner_text()
+        assert "0.375" in page.locator("#charts").inner_text()  # mean reward
+        assert page.locator("#charts-note").inner_text() == "One training step, 0: its means."
+
+
+def test_what_was_left_out_is_said_on_the_page(browser, tmp_path):
+    rows = [*BY_HAND, {"group": "b", "completion": "x", "reward": 1}, {"group": "c", "completion": "x"}]
+    path = write_jsonl(tmp_path / "r.jsonl", rows)
+    html = write_report([path], tmp_path / "r.html", ReportOptions(skip_bad=True)).html
+    with opened(browser, html) as page:
+        said = page.locator(".warning").first.inner_text()
+        assert "Left out as unusable: 2 rows (2 whole groups) and 0 files. First: " in said
+        assert "row 5: group 'b' of step 0 has one completion" in said
 
 
 def test_long_texts_fold(browser, tmp_path):

@@ -10,8 +10,8 @@ const Overview = (() => {
     ["intermediate_proportion", "Intermediate proportion", Show.percent],
     ["shared_tokens", "Tokens with |λ| > 1", Show.percent],
     ["flat", "Flat groups", Show.percent],
-    ["best_pushed_down", "Groups whose best is pushed down", Show.percent],
-    ["frequent_share_grpo", "On the most frequent step (GRPO)", Show.percent],
+    ["best_pushed_down", "Best completion pushed down", Show.percent],
+    ["frequent_share_grpo", "Gradient on frequent step", Show.percent],
   ];
   const FLAW = [
     {
@@ -103,47 +103,75 @@ const Overview = (() => {
     return [xs, ...lines];
   }
 
+  /** Running mean over `window` steps around each, where there is a value. */
+  function smooth(line, window) {
+    return line.map((value, i) => {
+      if (value === null) return null;
+      const near = line.slice(Math.max(0, i - window), i + window + 1).filter((other) => other !== null);
+      return near.reduce((sum, other) => sum + other, 0) / near.length;
+    });
+  }
+
   function charts(data) {
     const host = document.getElementById("charts");
     plots.forEach((plot) => plot.destroy());
-    host.replaceChildren();
     plots = [];
-    const style = getComputedStyle(document.documentElement);
-    const [faint, line] = [style.getPropertyValue("--faint"), style.getPropertyValue("--line")];
+    host.replaceChildren();
+    const count = new Set(data.steps.step).size;
+    const window = count > 120 ? Math.round(count / 80) : 0;
+    document.getElementById("charts-note").textContent =
+      count === 1
+        ? `One training step, ${data.steps.step[0]}: its means.`
+        : `Means of each training step${window ? `, faint, and of the ${2 * window + 1} steps around it` : ""}. Drag to zoom, double-click to undo.`;
     for (const [measure, title, show] of CHARTS) {
       const values = curves(data, measure);
       const card = host.appendChild(Show.make("figure", "chart"));
       const head = card.appendChild(Show.make("figcaption"));
       head.append(Show.make("span", "chart-title", title));
       const live = head.appendChild(Show.make("span", "live"));
-      const body = card.appendChild(Show.make("div", "plot"));
-      const resting = () => live.replaceChildren(...lastValues(data, values, show));
-      resting();
-      const axis = { stroke: faint, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "11px system-ui", gap: 4 };
-      const few = values[0].length < 40;
-      const plot = new uPlot(
-        {
-          width: body.clientWidth || 300,
-          height: 150,
-          legend: { show: false },
-          cursor: { sync: { key: "steps" }, points: { size: 6 }, y: false, drag: { x: true, y: false } },
-          scales: { x: { time: false, range: stepRange }, y: { range: valueRange } },
-          axes: [{ ...axis, size: 26, space: 60 }, { ...axis, size: 46, space: 34, values: (_, ticks) => ticks.map(show) }],
-          series: [{}, ...data.runs.map((_, i) => ({ stroke: Colour.run(i), dash: Colour.dash(i), width: 1.75, spanGaps: true, points: { show: few, size: 5, fill: Colour.run(i) } }))],
-          hooks: {
-            setCursor: [(u) => (u.cursor.idx === null || u.cursor.idx === undefined || u.cursor.left < 0 ? resting() : live.replaceChildren(...valuesAt(values, u.cursor.idx, show)))],
-          },
-        },
-        values,
-        body,
-      );
-      plot.over.setAttribute("role", "img");
-      plot.over.setAttribute("aria-label", `${title}, ${values[0].length} steps. The numbers are in the table below.`);
-      plots.push(plot);
+      live.append(...lastValues(values, show));
+      if (count > 1) plots.push(chart(card, { title, values, show, live, window }));
     }
   }
 
-  const stepRange = (_, low, high) => (low === high ? [low - 1, high + 1] : [low, high]);
+  function chart(card, { title, values, show, live, window }) {
+    const lines = values.slice(1);
+    const body = card.appendChild(Show.make("div", "plot"));
+    const style = getComputedStyle(document.documentElement);
+    const [faint, line] = [style.getPropertyValue("--faint"), style.getPropertyValue("--line")];
+    const axis = { stroke: faint, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "11px system-ui", gap: 4 };
+    const points = (i) => ({ show: values[0].length < 40, size: 5, fill: Colour.run(i) });
+    const series = lines.map((_, i) => ({ stroke: Colour.run(i), dash: Colour.dash(i), width: 1.75, spanGaps: true, points: points(i) }));
+    const raw = lines.map((_, i) => ({ stroke: Colour.run(i), width: 1, alpha: 0.25, spanGaps: true, points: { show: false } }));
+    const plot = new uPlot(
+      {
+        width: body.clientWidth || 300,
+        height: 150,
+        legend: { show: false },
+        cursor: { sync: { key: "steps" }, points: { size: 6 }, y: false, drag: { x: true, y: false } },
+        scales: { x: { time: false }, y: { range: valueRange } },
+        axes: [{ ...axis, size: 26, space: 60 }, { ...axis, size: 48, space: 34, values: (_, ticks, __, ___, step) => ticks.map((tick) => tickLabel(tick, step, show)) }],
+        series: window ? [{}, ...raw, ...series.map((one) => ({ ...one, points: { show: false } }))] : [{}, ...series],
+        hooks: {
+          setCursor: [({ cursor }) => live.replaceChildren(...(cursor.left >= 0 && cursor.idx !== null ? valuesAt(values, cursor.idx, show) : lastValues(values, show)))],
+        },
+      },
+      window ? [...values, ...lines.map((one) => smooth(one, window))] : values,
+      body,
+    );
+    plot.over.setAttribute("role", "img");
+    plot.over.setAttribute("aria-label", `${title}, ${values[0].length} steps. The numbers are in the table below.`);
+    return plot;
+  }
+
+  /** As many decimals as tell neighbouring ticks apart. */
+  function tickLabel(value, step, show) {
+    const scale = show === Show.percent ? 100 : 1;
+    const decimals = Math.max(0, Math.ceil(-Math.log10(step * scale) - 1e-9));
+    const label = (value * scale).toFixed(Math.min(decimals + (decimals && !Number.isInteger(step * scale * 10 ** decimals) ? 1 : 0), 6));
+    return scale === 100 ? `${label}%` : label.replace("-", "−");
+  }
+
   function valueRange(_, low, high) {
     if (low === null) return [0, 1];
     const pad = Math.max((high - low) * 0.12, Math.abs(high) * 0.02, 1e-3);
@@ -158,7 +186,7 @@ const Overview = (() => {
   function valuesAt(values, at, show) {
     return [Show.make("span", "at", `step ${values[0][at]}`), ...values.slice(1).flatMap((line, i) => [dot(i), Show.make("b", "", show(line[at]))])];
   }
-  function lastValues(data, values, show) {
+  function lastValues(values, show) {
     return values.slice(1).flatMap((line, i) => [dot(i), Show.make("b", "", show(line.findLast((value) => value !== null)))]);
   }
 
