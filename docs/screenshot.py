@@ -1,4 +1,4 @@
-"""The pictures of the report in the README: `python docs/screenshot.py PATH… [--group TEXT]`.
+"""The pictures of the report in the README: `python docs/screenshot.py PATH… [--tokenizer PATH]`.
 
 Writes docs/images/report.png (the explorer) and docs/images/report-overview.png. PATHs are rollouts, as
 `lambda-grpo report` takes them. Needs chromium, playwright and Pillow.
@@ -13,16 +13,16 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from lambda_grpo.report import write_report
+from lambda_grpo.report import ReportOptions, write_report
 
 IMAGES = Path(__file__).parent / "images"
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 
 
 def shrink(path: Path) -> None:
-    """To 224 colours, which the page hardly exceeds."""
+    """Pack it as well as PNG can without loss."""
     with Image.open(path) as image:
-        small = image.convert("RGB").quantize(224, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        small = image.convert("RGB")
     small.save(path, optimize=True)
 
 
@@ -59,10 +59,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("paths", nargs="+")
     parser.add_argument("--group", default="", help="show the first group that holds this text")
+    parser.add_argument("--tokenizer", help="as `lambda-grpo report` takes it")
     args = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
+    options = ReportOptions(tokenizer=args.tokenizer)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
-        html = write_report(args.paths, Path(folder) / "report.html").html
+        html = write_report(args.paths, Path(folder) / "report.html", options).html
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page = browser.new_page(viewport={"width": 1180, "height": 1000})
         page.goto(html.as_uri())

@@ -16,7 +16,7 @@ import numpy as np
 
 from lambda_grpo.credit import step_means
 from lambda_grpo.rollouts import Group
-from lambda_grpo.rollouts.tokens import Tokeniser
+from lambda_grpo.rollouts.tokens import FALLBACK, Tokeniser, pieces
 from lambda_grpo.tree import ProcessTree
 
 Row = Mapping[str, Any]
@@ -106,8 +106,11 @@ def step_texts(group: Group, tree: ProcessTree, tokeniser: Tokeniser | None) -> 
     """
     member = tree.order[tree.first].tolist()
     spans = list(zip(member, tree.start.tolist(), tree.end.tolist(), strict=True))
-    if group.token_texts:
-        return ["".join(group.token_texts[i][a:b]) for i, a, b in spans], True
+    strings = group.token_texts
+    if group.tokens_from == FALLBACK:
+        strings = [pieces(text) for text in group.texts]
+    if strings:
+        return ["".join(strings[i][a:b]) for i, a, b in spans], True
     if tokeniser:
         return [_decoded(tokeniser, group.token_ids[i], a, b) for i, a, b in spans], True
     if group.texts:

@@ -126,5 +126,4 @@ def _tokens(
         return ids_of_pieces(strings), strings, FROM_STRINGS
     if tokeniser:
         return tokeniser.encode(texts), (), f"tokenizer {tokeniser.source}"
-    words = [pieces(value) for value in texts]
-    return ids_of_pieces(words), words, FALLBACK
+    return ids_of_pieces([pieces(value) for value in texts]), (), FALLBACK
