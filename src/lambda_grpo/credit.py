@@ -174,9 +174,10 @@ def _finite_row(values: ArrayLike, name: str) -> Float64:
         raise InputError(f"{name}: expected numbers: {error}") from None
     if row.ndim != 1:
         raise InputError(f"{name}: expected one number per completion, got shape {row.shape}")
-    bad = np.flatnonzero(~np.isfinite(row))
-    if len(bad):
-        raise InputError(f"{name}: completion #{bad[0]} has {row[bad[0]]}, expected a finite number")
+    finite = np.isfinite(row)
+    if not finite.all():
+        i = int(finite.argmin())
+        raise InputError(f"{name}: completion #{i} has {row[i]}, expected a finite number")
     return row
 
 
@@ -187,9 +188,7 @@ def _advantages(tree: ProcessTree, rewards: ArrayLike, advantages: ArrayLike | N
         rows["advantages"] = _finite_row(advantages, "advantages")
     for name, row in rows.items():
         if len(row) != tree.num_completions:
-            raise InputError(
-                f"{name}: expected {tree.num_completions} (one per completion), got {len(row)}"
-            )
+            raise InputError(f"{name}: expected {tree.num_completions} (one per completion), got {len(row)}")
     return rows["advantages"] if advantages is not None else group_advantage(rows["rewards"])
 
 

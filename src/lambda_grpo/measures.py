@@ -29,15 +29,14 @@ def path_depth(tree: ProcessTree, mask: ArrayLike | None = None) -> NDArray[np.i
 
     0 for an empty completion; leave those out of means (`counted`).
     """
+    own_leaf = _has_own_leaf(tree)
     if mask is None:
-        below_root = tree.depth[tree.leaf] - _has_own_leaf(tree)
-        return np.maximum(below_root, 0).astype(np.int64)
+        return np.maximum(tree.depth[tree.leaf] - own_leaf, 0).astype(np.int64)
     policy = tree.policy_tokens(mask)
-    row, _ = np.nonzero(policy)
-    holds = np.zeros((tree.num_completions, tree.num_steps), bool)
-    holds[row, tree.step_index[policy]] = True
+    holds = np.zeros((tree.num_completions, tree.num_steps), bool)  # a policy token of (completion, node)
+    holds[np.nonzero(policy)[0], tree.step_index[policy]] = True
     holds[:, 0] = False
-    own = np.flatnonzero(_has_own_leaf(tree))
+    own = np.flatnonzero(own_leaf)
     holds[own, tree.leaf[own]] = False
     return holds.sum(axis=1)
 
@@ -47,11 +46,13 @@ def intermediate_proportion(tree: ProcessTree, mask: ArrayLike | None = None) ->
 
     1 for a proper prefix of another completion; 0 for an empty one: leave those out of means.
     """
-    policy = tree.policy_tokens(mask)
-    total = policy.sum(axis=1)
-    in_leaf = (policy & (tree.step_index == tree.leaf[:, None])).sum(axis=1)
-    between = total - np.where(_has_own_leaf(tree), in_leaf, 0)
-    return between / np.maximum(total, 1)
+    if mask is None:
+        total, in_leaf = tree.lengths, (tree.end - tree.start)[tree.leaf]
+    else:
+        policy = tree.policy_tokens(mask)
+        total = policy.sum(axis=1)
+        in_leaf = (policy & (tree.step_index == tree.leaf[:, None])).sum(axis=1)
+    return (total - in_leaf * _has_own_leaf(tree)) / np.maximum(total, 1)
 
 
 def is_flat(tree: ProcessTree) -> bool:
@@ -61,12 +62,14 @@ def is_flat(tree: ProcessTree) -> bool:
 
 def shared_tokens(tree: ProcessTree, mask: ArrayLike | None = None) -> int:
     """How many tokens have |λ| > 1: those whose weight λ-GRPO changes."""
+    if mask is None:
+        return int((tree.size * (tree.end - tree.start))[tree.size > 1].sum())
     return int((tree.policy_tokens(mask) & (tree.set_sizes() > 1)).sum())
 
 
 def counted(tree: ProcessTree, mask: ArrayLike | None = None) -> NDArray[np.bool_]:
     """(G,) bool: the completions that have a policy token, over which the paper's means run."""
-    return tree.policy_tokens(mask).any(axis=1)
+    return np.asarray(tree.lengths > 0 if mask is None else tree.policy_tokens(mask).any(axis=1))
 
 
 def _has_own_leaf(tree: ProcessTree) -> NDArray[np.bool_]:

@@ -41,6 +41,9 @@ class Pretraining:
     seed: int = 0
 
 
+PRETRAINING = Pretraining()
+
+
 def load_policy(model: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer from a local folder or the Hugging Face Hub.
 
@@ -57,15 +60,15 @@ def load_policy(model: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedT
         ) from error
 
 
-def embedded_policy(progress: Callable[[int, int, float], None] | None = None) -> Path:
+def embedded_policy(progress: Callable[[int, int, str], None] | None = None) -> Path:
     """The folder of the embedded policy, pre-trained now if it is not in the cache.
 
     The cache is `$LAMBDA_GRPO_CACHE`, else `lambda-grpo` in the user's cache folder.
 
     Args:
-        progress: called as (step, steps, loss) after each pre-training step.
+        progress: called as (step, steps, text with the loss) after each pre-training step.
     """
-    recipe = Pretraining()
+    recipe = PRETRAINING
     source = "".join(Path(module).read_text() for module in (thinking_sums.__file__, __file__))
     key = hashlib.sha256(f"{source} {asdict(recipe)}".encode()).hexdigest()[:12]
     folder = _cache() / f"thinking-sums-{key}"
@@ -102,11 +105,12 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
         eos_token="<eos>",
         unk_token="<unk>",
         padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
 def _pretrain(
-    recipe: Pretraining, progress: Callable[[int, int, float], None] | None
+    recipe: Pretraining, progress: Callable[[int, int, str], None] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = character_tokenizer(thinking_sums.CHARACTERS)
     with torch.random.fork_rng():
@@ -130,9 +134,7 @@ def _pretrain(
     return model.eval(), tokenizer
 
 
-def _examples(
-    recipe: Pretraining, tokenizer: PreTrainedTokenizerBase
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _examples(recipe: Pretraining, tokenizer: PreTrainedTokenizerBase) -> tuple[torch.Tensor, torch.Tensor]:
     """Demonstrations as right-padded ids and labels, (steps × batch, T) each; prompts are unlabelled."""
     pairs = thinking_sums.demonstrations(recipe.steps * recipe.batch_size, recipe.seed)
     texts = [prompt + completion for prompt, completion in pairs]
@@ -151,14 +153,14 @@ def _imitate(
     ids: torch.Tensor,
     labels: torch.Tensor,
     recipe: Pretraining,
-    progress: Callable[[int, int, float], None] | None,
+    progress: Callable[[int, int, str], None] | None,
 ) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.05
     )
     model.train()
-    batches = zip(ids.split(recipe.batch_size), labels.split(recipe.batch_size), strict=True)
+    batches = zip(ids.chunk(recipe.steps), labels.chunk(recipe.steps), strict=True)
     for step, (batch, targets) in enumerate(batches, 1):
         width = int((targets != -100).nonzero()[:, 1].max()) + 1  # right padding needs no mask
         loss = model(input_ids=batch[:, :width], labels=targets[:, :width]).loss
@@ -167,4 +169,4 @@ def _imitate(
         optimizer.step()
         schedule.step()
         if progress:
-            progress(step, recipe.steps, loss.item())
+            progress(step, recipe.steps, f"loss {loss.item():.3f}")

@@ -16,9 +16,7 @@ Completion = Sequence[int]
 class ReferenceGroup:
     """One group G of completions y⁽¹⁾…y⁽ᴳ⁾, by the definitions of arXiv 2509.21154, section 3."""
 
-    def __init__(
-        self, completions: Sequence[Completion], contexts: Sequence[Hashable] | None = None
-    ) -> None:
+    def __init__(self, completions: Sequence[Completion], contexts: Sequence[Hashable] | None = None) -> None:
         same = [None] * len(completions)
         self.completions = [tuple(int(token) for token in y) for y in completions]
         self.contexts = list(same if contexts is None else contexts)
@@ -30,9 +28,7 @@ class ReferenceGroup:
 
     def process_set(self, i: int, t: int) -> frozenset[int]:
         """λ(i,t): all completions whose first t + 1 tokens equal those of completion i."""
-        return frozenset(
-            j for j in range(len(self.completions)) if self.shares_prefix(i, j, t + 1)
-        )
+        return frozenset(j for j in range(len(self.completions)) if self.shares_prefix(i, j, t + 1))
 
     def tree(self) -> set[frozenset[int]]:
         """B(G): the root G and every process set."""
@@ -45,9 +41,7 @@ class ReferenceGroup:
         """(s(λ), e(λ)): the tokens whose process set is λ, on the path of any of its members."""
         member = min(process_set)
         inside = [
-            t
-            for t in range(len(self.completions[member]))
-            if self.process_set(member, t) == process_set
+            t for t in range(len(self.completions[member])) if self.process_set(member, t) == process_set
         ]
         return (inside[0], inside[-1] + 1) if inside else (0, 0)
 

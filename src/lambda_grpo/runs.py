@@ -1,12 +1,12 @@
 """The run folder: what a training run leaves behind, each file written aside and renamed.
 
-    config.yaml          every setting, resolved
-    metrics.jsonl        one JSON object per logged step
-    rollouts/*.parquet   one row per completion: step, group, prompt, completion, token_ids, reward, advantage
-    checkpoint-*/        as transformers writes them
-    model/               the trained policy
-    results.json         the table before → after
-    curve.png            the curves of metrics.jsonl
+config.yaml          every setting, resolved
+metrics.jsonl        one JSON object per logged step
+rollouts/*.parquet   one row per completion: step, group, prompt, completion, token_ids, reward, advantage
+checkpoint-*/        as transformers writes them
+model/               the trained policy
+results.json         the table before → after
+curve.png            the curves of metrics.jsonl
 """
 
 import json

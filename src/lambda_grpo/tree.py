@@ -17,7 +17,7 @@ empty leaf that the definition gives it.
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -52,8 +52,8 @@ class ProcessTree:
     array([[2, 2, 1],
            [2, 2, 1],
            [1, 0, 0]], dtype=int32)
-    >>> tree.parent, tree.start, tree.end
-    (array([-1,  0,  1,  1,  0], dtype=int32), array([0, 0, 2, 2, 0], dtype=int32), array([0, 2, 3, 3, 1], dtype=int32))
+    >>> tree.parent.tolist(), tree.start.tolist(), tree.end.tolist()
+    ([-1, 0, 1, 1, 0], [0, 0, 2, 2, 0], [0, 2, 3, 3, 1])
     """
 
     lengths: Int32
@@ -65,8 +65,8 @@ class ProcessTree:
     depth: Int32
     first: Int32
     order: Int32
-    _flat: Int32 = field()  # token ids of a whole batch; this group's rows begin at _offsets
-    _offsets: NDArray[np.int64] = field()
+    _flat: Int32  # token ids of a whole batch; this group's rows begin at _offsets
+    _offsets: NDArray[np.int64]
 
     @classmethod
     def build(
@@ -160,9 +160,9 @@ class ProcessTree:
         spans = (self.first, self.first + self.size, self.start, self.end)
         for node, (lo, hi, start, end) in enumerate(zip(*(a.tolist() for a in spans), strict=True)):
             in_order[lo:hi, start:end] = node  # a process step is a rectangle among sorted rows
-        rows = np.empty_like(self.order)
-        rows[self.order] = np.arange(len(rows), dtype=np.int32)
-        return in_order[rows]
+        index = np.empty_like(in_order)
+        index[self.order] = in_order
+        return index
 
     @cached_property
     def tokens(self) -> Int32:
@@ -188,9 +188,7 @@ class ProcessTree:
             return inside
         policy = np.asarray(mask)
         if policy.shape != inside.shape:
-            raise InputError(
-                f"mask: expected shape {inside.shape} (completions, tokens), got {policy.shape}"
-            )
+            raise InputError(f"mask: expected shape {inside.shape} (completions, tokens), got {policy.shape}")
         return inside & policy.astype(bool)
 
     def set_sizes(self) -> Int32:
@@ -285,30 +283,31 @@ def _build(
     node_starts = np.searchsorted(lo, row_starts)
 
     rows = np.argsort(groups, kind="stable")  # the batch's rows, group by group, in their own order
-    place = np.empty_like(rows)
-    place[order] = np.arange(len(rows))
-    rank = np.empty_like(rows)
-    rank[rows] = np.arange(len(rows))
+    place, rank = np.empty_like(rows), np.empty_like(rows)
+    place[order] = rank[rows] = np.arange(len(rows))
+    row_base = np.repeat(row_starts[:-1], np.diff(row_starts))  # of each sorted row
+    node_base = np.repeat(node_starts[:-1], np.diff(node_starts))  # of each node
+    per_row: dict[str, NDArray[Any]] = {
+        "lengths": lengths[rows],
+        "leaf": leaf[place[rows]] - node_starts[groups[rows]].astype(np.int32),
+        "order": (rank[order] - row_base).astype(np.int32),
+        "_offsets": offsets[rows],
+    }
+    per_node: dict[str, NDArray[Any]] = {
+        "parent": np.maximum(parent - node_base, -1).astype(np.int32),
+        "start": start,
+        "end": end,
+        "size": hi - lo,
+        "depth": depth,
+        "first": lo - row_starts[groups[order[lo]]].astype(np.int32),
+    }
     trees = []
     for g in range(num_groups):
-        row0, row1 = row_starts[g : g + 2]
-        node0, node1 = node_starts[g : g + 2]
-        mine, nodes = rows[row0:row1], slice(node0, node1)
-        trees.append(
-            ProcessTree(
-                lengths=lengths[mine],
-                leaf=leaf[place[mine]] - np.int32(node0),
-                parent=np.maximum(parent[nodes] - np.int32(node0), -1),
-                start=start[nodes],
-                end=end[nodes],
-                size=hi[nodes] - lo[nodes],
-                depth=depth[nodes],
-                first=lo[nodes] - np.int32(row0),
-                order=(rank[order[row0:row1]] - row0).astype(np.int32),
-                _flat=flat,
-                _offsets=offsets[mine],
-            )
-        )
+        in_group = slice(row_starts[g], row_starts[g + 1])
+        nodes = slice(node_starts[g], node_starts[g + 1])
+        fields = {name: values[in_group] for name, values in per_row.items()}
+        fields |= {name: values[nodes] for name, values in per_node.items()}
+        trees.append(ProcessTree(**fields, _flat=flat))
     return trees
 
 
@@ -379,17 +378,20 @@ def _process_sets(lcp: Int32, lengths: Int32) -> tuple[Int32, Int32, Int32]:
 
 def _link(lo: Int32, hi: Int32, num_rows: int) -> tuple[Int32, Int32, Int32]:
     """Parent (N,) and depth (N,) of each node, and the deepest node (B,) of each sorted row."""
-    parent, depth = np.empty_like(lo), np.empty_like(lo)
+    parent, depth = [], []
     leaf = np.empty(num_rows, np.int32)
-    path: list[int] = []
-    ends: list[int] = []
+    path = [-1]
+    ends = [num_rows + 1]
     for node, (a, b) in enumerate(zip(lo.tolist(), hi.tolist(), strict=True)):
-        while ends and ends[-1] <= a:
+        while ends[-1] <= a:
             ends.pop()
             path.pop()
-        parent[node] = path[-1] if path else -1
-        depth[node] = len(path)
-        leaf[a:b] = node  # later nodes of the pre-order lie deeper
+        parent.append(path[-1])
+        depth.append(len(path) - 1)
+        if b - a > 1:
+            leaf[a:b] = node  # later nodes of the pre-order lie deeper
         path.append(node)
         ends.append(b)
-    return parent, depth, leaf
+    alone = np.flatnonzero(hi - lo == 1)
+    leaf[lo[alone]] = alone
+    return np.array(parent, np.int32), np.array(depth, np.int32), leaf

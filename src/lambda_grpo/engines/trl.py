@@ -15,6 +15,7 @@ Tested with trl 1.16.0.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,8 @@ class LambdaGRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.credit_kwargs, str):
+            raise InputError(f"credit_kwargs: expected a JSON object, got {self.credit_kwargs!r}")
         get_credit(self.credit, self.credit_kwargs)
         rows = self.per_device_train_batch_size * self.steps_per_generation
         if self.world_size > 1 and rows % self.num_generations:
@@ -77,20 +80,22 @@ class LambdaGRPOTrainer(GRPOTrainer):
     Takes what `GRPOTrainer` takes. Logs beside TRL's metrics, each step: `tree/path_depth`,
     `tree/intermediate_proportion`, `tree/shared_tokens` (share of tokens with |λ| > 1),
     `tree/flat_groups` (share), `credit/mean_weight`, `credit/weighted_loss` (TRL's loss with each token's
-    term weighted; TRL's own `loss` stays unweighted), `credit/unscorable` and `credit/truncated` (share
-    of completions that stay in the tree but contribute nothing).
+    term weighted; TRL's own `loss` stays unweighted), and the shares of completions that stay in the tree but
+    contribute nothing: `credit/unscorable` (no reward function scored them) and `credit/truncated` (all
+    their tokens masked).
     """
 
     _tag_names = ["trl", "lambda-grpo"]
+
+    _scored: _Scored  # the generation batch at hand
+    _weights: torch.Tensor | None = None  # (B, T) while the loss of a micro-batch is computed
+    _logps: torch.Tensor  # (B, T) that micro-batch's log-probs
 
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: Any = None, *rest: Any, **kwargs: Any
     ) -> None:
         if args is not None and not isinstance(args, LambdaGRPOConfig):
             raise InputError(f"args: expected a LambdaGRPOConfig, got {type(args).__name__}")
-        self._scored: _Scored | None = None
-        self._weights: torch.Tensor | None = None  # (B, T) of the micro-batch whose loss is computed
-        self._logps: torch.Tensor | None = None  # (B, T) its log-probs
         super().__init__(model, reward_funcs, args or LambdaGRPOConfig(), *rest, **kwargs)
 
     def _calculate_rewards(
@@ -102,85 +107,85 @@ class LambdaGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
-        scored, self._scored = self._scored, None
+        scored = self._scored
         mode = "train" if self.model.training else "eval"
         size = self.num_generations if mode == "train" else self.num_generations_eval
-        rows = np.arange(len(scored.completion_ids)) // size
-        trees = ProcessTree.build_many(scored.completion_ids, rows)
-
+        groups = np.arange(len(scored.completion_ids)) // size
+        trees = ProcessTree.build_many(scored.completion_ids, groups)
+        masks = self._masks(batch, trees, size)
         rewards, unscorable = self._local_rewards(scored)
         own_advantages = batch["advantages"].cpu().numpy()
-        loss_mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-        mask = loss_mask.bool().cpu().numpy()
-        credit = get_credit(self.args.credit)
-        advantages = np.zeros(mask.shape, np.float32)
-        weights = np.zeros(mask.shape, np.float32)
-        for g, tree in enumerate(trees):
-            group = slice(g * size, (g + 1) * size)
-            tokens = slice(tree.step_index.shape[1])
-            result = credit(
-                tree,
-                rewards[group],
-                advantages=own_advantages[group],
-                mask=mask[group, tokens],
-                **(self.args.credit_kwargs or {}),
-            )
-            advantages[group, tokens] = result.advantage
-            weights[group, tokens] = result.weight
+
+        advantages = np.zeros(tuple(batch["completion_ids"].shape), np.float32)
+        weights = np.zeros_like(advantages)
+        credit = partial(get_credit(self.args.credit), **(self.args.credit_kwargs or {}))
+        for g, (tree, mask) in enumerate(zip(trees, masks, strict=True)):
+            rows = slice(g * size, (g + 1) * size)
+            result = credit(tree, rewards[rows], advantages=own_advantages[rows], mask=mask)
+            tokens = slice(result.weight.shape[1])
+            advantages[rows, tokens] = result.advantage
+            weights[rows, tokens] = result.weight
         device = batch["advantages"].device
         batch["advantages"] = torch.from_numpy(advantages).to(device)
         batch["credit_weights"] = torch.from_numpy(weights).to(device)
 
-        self._log_trees(mode, trees, mask, size)
-        truncated = ~mask.any(axis=1) & (np.array([len(ids) for ids in scored.completion_ids]) > 0)
-        self._log_mean(mode, "credit/mean_weight", weights.sum(), mask.sum())
-        self._log_mean(mode, "credit/unscorable", unscorable.sum(), len(rows))
-        self._log_mean(mode, "credit/truncated", truncated.sum(), len(rows))
+        self._log_trees(mode, trees, masks, weights)
+        self._log_mean(mode, "credit/unscorable", unscorable.sum(), len(groups))
         if self.args.save_rollouts and mode == "train":
-            self._save_rollouts(scored, rows, rewards, own_advantages)
+            self._save_rollouts(scored, groups, rewards, own_advantages)
         return batch
 
+    def _masks(self, batch: dict[str, Any], trees: list[ProcessTree], size: int) -> list[np.ndarray | None]:
+        """Each group's (G, T) mask of the tokens that enter the loss; None where all of them do."""
+        if "tool_mask" not in batch and not self.mask_truncated_completions:
+            return [None] * len(trees)
+        mask = (batch["completion_mask"] * batch.get("tool_mask", 1)).bool().cpu().numpy()
+        return [mask[g * size : (g + 1) * size, : tree.step_index.shape[1]] for g, tree in enumerate(trees)]
+
     def _local_rewards(self, scored: _Scored) -> tuple[np.ndarray, np.ndarray]:
-        """This process's rewards (B,), 0 where no function could score; and which those are."""
+        """This process's rewards (B,), 0 where no function could score; and which rows those are."""
         count = len(scored.completion_ids)
         start = self.accelerator.process_index * count
         per_func = scored.rewards_per_func[start : start + count]
         rewards = (per_func * self.reward_weights.to(per_func.device)).nansum(dim=1)
         return rewards.cpu().numpy(), per_func.isnan().all(dim=1).cpu().numpy()
 
-    def _log_trees(self, mode: str, trees: list[ProcessTree], mask: np.ndarray, size: int) -> None:
-        sums = np.zeros(4)  # depth, proportion, completions, shared tokens
-        for g, tree in enumerate(trees):
-            policy = mask[g * size : (g + 1) * size, : tree.step_index.shape[1]]
-            counted = measures.counted(tree, policy)
-            sums += (
-                measures.path_depth(tree, policy)[counted].sum(),
-                measures.intermediate_proportion(tree, policy)[counted].sum(),
-                counted.sum(),
-                measures.shared_tokens(tree, policy),
-            )
-        depth, proportion, completions, shared = sums
-        self._log_mean(mode, "tree/path_depth", depth, completions)
-        self._log_mean(mode, "tree/intermediate_proportion", proportion, completions)
-        self._log_mean(mode, "tree/shared_tokens", shared, mask.sum())
-        self._log_mean(mode, "tree/flat_groups", sum(map(measures.is_flat, trees)), len(trees))
+    def _log_trees(
+        self, mode: str, trees: list[ProcessTree], masks: list[np.ndarray | None], weights: np.ndarray
+    ) -> None:
+        pairs = list(zip(trees, masks, strict=True))
+        counted = np.concatenate([measures.counted(*pair) for pair in pairs])
+        depth = np.concatenate([measures.path_depth(*pair) for pair in pairs])
+        proportion = np.concatenate([measures.intermediate_proportion(*pair) for pair in pairs])
+        shared = sum(measures.shared_tokens(*pair) for pair in pairs)
+        flat = sum(measures.is_flat(tree) for tree in trees)
+        lengths = np.concatenate([tree.lengths for tree in trees])
+        tokens = lengths.sum()
+        if masks[0] is not None:
+            tokens = sum(tree.policy_tokens(mask).sum() for tree, mask in pairs)
+        self._log_mean(mode, "tree/path_depth", depth[counted].sum(), counted.sum())
+        self._log_mean(mode, "tree/intermediate_proportion", proportion[counted].sum(), counted.sum())
+        self._log_mean(mode, "tree/shared_tokens", shared, tokens)
+        self._log_mean(mode, "tree/flat_groups", flat, len(trees))
+        self._log_mean(mode, "credit/mean_weight", weights.sum(), tokens)
+        self._log_mean(mode, "credit/truncated", (lengths > 0).sum() - counted.sum(), len(counted))
 
     def _log_mean(self, mode: str, name: str, total: float, count: float) -> None:
         """Append total / count to TRL's metrics, both summed over processes."""
-        sums = torch.tensor([total, count], dtype=torch.float64, device="cpu")
         if self.accelerator.num_processes > 1:
-            sums = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").cpu()
-        self._metrics[mode][name].append((sums[0] / sums[1].clamp(min=1)).item())
+            sums = torch.tensor([total, count], dtype=torch.float64, device=self.accelerator.device)
+            total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        self._metrics[mode][name].append(float(total) / max(float(count), 1.0))
 
     def _save_rollouts(
-        self, scored: _Scored, rows: np.ndarray, rewards: np.ndarray, advantages: np.ndarray
+        self, scored: _Scored, groups: np.ndarray, rewards: np.ndarray, advantages: np.ndarray
     ) -> None:
         rank = self.accelerator.process_index
         write_rollouts(
             self.args.output_dir,
             Rollouts(
                 step=self.state.global_step,
-                groups=rows + rank * (rows[-1] + 1),
+                groups=groups + rank * (groups[-1] + 1),
                 prompts=scored.prompts,
                 completions=scored.completions,
                 token_ids=scored.completion_ids,
@@ -193,15 +198,19 @@ class LambdaGRPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if self._weights is not None and logps.requires_grad:
-            logps.register_hook(self._weights.mul)
+            weights = self._weights
+            logps.register_hook(lambda grad: (grad * weights).to(grad.dtype))
         self._logps = logps
         return logps, entropies, aux_loss
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if not torch.is_grad_enabled():  # evaluation: there is no gradient to weight
             return super()._compute_loss(model, inputs)
-        terms = [name for name in ("advantages", "ref_per_token_logps") if name in inputs]
-        leaves = {name: inputs[name].detach().requires_grad_() for name in terms}
+        leaves: dict[str, torch.Tensor] = {
+            name: inputs[name].detach().requires_grad_()
+            for name in ("advantages", "ref_per_token_logps")
+            if name in inputs
+        }
         self._weights = inputs["credit_weights"]
         try:
             loss = super()._compute_loss(model, {**inputs, **leaves})

@@ -1,7 +1,7 @@
 """What a task is: problems, their scoring, and what else is worth knowing of a completion."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 Split = Literal["train", "test"]

@@ -1,0 +1,307 @@
+"""LambdaGRPOTrainer against TRL's own loss with one line spliced in, gradients compared."""
+
+import zlib
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from oracle import spliced_compute_loss
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from trl import GRPOConfig, GRPOTrainer
+
+from lambda_grpo import InputError, ProcessTree
+from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
+from lambda_grpo.policy import character_tokenizer
+from lambda_grpo.reference import ReferenceGroup
+
+TOKENIZER = character_tokenizer("abc")
+PROMPTS = ["a", "bb", "ca", "abc"]
+GROUP = 6
+LOSS_TYPES = ["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo"]
+
+
+def reward(completions: list[str], **_: Any) -> list[float]:
+    """Depends on the whole text, so that rewards differ within groups."""
+    return [zlib.crc32(text.encode()) % 5 / 4 for text in completions]
+
+
+def qwen2() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(TOKENIZER), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32, initializer_range=0.3,
+            eos_token_id=TOKENIZER.eos_token_id, pad_token_id=TOKENIZER.pad_token_id, bos_token_id=None,
+        )
+    )  # fmt: skip
+
+
+def gpt2_float64() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(TOKENIZER), n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3,
+            resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+            eos_token_id=TOKENIZER.eos_token_id, pad_token_id=TOKENIZER.pad_token_id, bos_token_id=None,
+        )
+    ).double()  # fmt: skip
+
+
+def make_trainer(
+    folder: Path, *, cls: type = LambdaGRPOTrainer, model: PreTrainedModel | None = None, **settings: Any
+) -> Any:
+    config = LambdaGRPOConfig if issubclass(cls, LambdaGRPOTrainer) else GRPOConfig
+    defaults = {
+        "output_dir": str(folder), "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True,
+        "per_device_train_batch_size": len(PROMPTS) * GROUP, "num_generations": GROUP, "save_strategy": "no",
+        "max_completion_length": 5, "temperature": 0.5, "learning_rate": 1e-2, "gradient_checkpointing": False, "max_steps": 3,
+        "logging_steps": 1, "use_bias_correction_kl": False, "epsilon": 0.02, "shuffle_dataset": False,
+    }  # fmt: skip
+    model = qwen2() if model is None else model
+    model.save_pretrained(folder / "start")  # TRL loads the reference from where the policy came from
+    return cls(
+        model.from_pretrained(folder / "start"),
+        reward,
+        config(**{**defaults, **settings}),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
+        processing_class=TOKENIZER,
+    )
+
+
+def micro_batches(trainer: Any) -> list[dict[str, Any]]:
+    """The micro-batches of one generation batch, after which the policy is moved, so that ratios differ from 1."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    rows = [{"prompt": prompt} for prompt in PROMPTS for _ in range(GROUP)]
+    batches = []
+    for step in range(trainer.args.steps_per_generation):
+        trainer._step = step
+        batches.append(trainer._prepare_inputs(rows))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter += 0.005 * torch.randn_like(parameter)
+    return batches
+
+
+def completions_of(batch: dict[str, Any]) -> list[list[int]]:
+    return [
+        ids[mask.bool()].tolist()
+        for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
+    ]
+
+
+def expected_weights(batches: list[dict[str, Any]], trainer: Any) -> list[torch.Tensor]:
+    """1/|λ(i,t)| of every row of every micro-batch, from the literal definitions."""
+    groups = defaultdict(list)
+    for b, batch in enumerate(batches):
+        for row, prompt in enumerate(trainer.processing_class.batch_decode(batch["prompt_ids"])):
+            groups[prompt].append((b, row, completions_of(batch)[row]))
+    weights = [torch.zeros(batch["completion_ids"].shape, dtype=torch.float64) for batch in batches]
+    for members in groups.values():
+        assert len(members) == GROUP
+        reference = ReferenceGroup([ids for *_, ids in members])
+        for i, (b, row, ids) in enumerate(members):
+            for t in range(len(ids)):
+                weights[b][row, t] = 1 / len(reference.process_set(i, t))
+    return weights
+
+
+def gradients(trainer: Any, loss: torch.Tensor) -> torch.Tensor:
+    trainer.model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.double().flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+
+def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    """Relative to the largest entry."""
+    assert expected.abs().max() > 1e-4  # there is something to compare
+    assert ((got - expected).abs().max() / expected.abs().max()).item() <= tolerance
+
+
+# Pairwise over loss type × β × number of iterations × accumulation.
+CASES = [
+    (loss_type, beta, iterations, accumulation)
+    for i, loss_type in enumerate(LOSS_TYPES)
+    for beta, iterations, accumulation in [(0.0, 1 + i % 2, 1 + i // 2 % 2), (0.3, 2 - i % 2, 2 - i // 2 % 2)]
+]
+
+
+@pytest.mark.parametrize(("loss_type", "beta", "iterations", "accumulation"), CASES)
+def test_equals_the_spliced_oracle(
+    tmp_path: Path, loss_type: str, beta: float, iterations: int, accumulation: int
+) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        loss_type=loss_type,
+        beta=beta,
+        num_iterations=iterations,
+        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=len(PROMPTS) * GROUP // accumulation,
+        epsilon_high=5.0 if loss_type == "cispo" else None,
+    )
+    batches = micro_batches(trainer)
+    assert len(batches) == accumulation
+    weights = expected_weights(batches, trainer)
+    assert min(w[w > 0].min() for w in weights) < 0.5  # there is something to weight
+    oracle = {splice: spliced_compute_loss(splice) for splice in ("gradient", "term")}
+    for batch, weight in zip(batches, weights, strict=True):
+        trainer._metrics["train"].clear()
+        loss = trainer._compute_loss(trainer.model, batch)
+        got = gradients(trainer, loss)
+        logged = trainer._metrics["train"]["credit/weighted_loss"][0] / accumulation
+        literal = {**batch, "credit_weights": weight.float(), "advantages": batch["advantages"][:, 0]}
+        values = {}
+        for splice, compute_loss in oracle.items():
+            value = compute_loss(trainer, trainer.model, literal)
+            values[splice] = value.item()
+            assert_close(got, gradients(trainer, value), 1e-6)
+        assert loss.item() == pytest.approx(values["gradient"], rel=1e-5, abs=1e-7)  # TRL's, unweighted
+        assert logged == pytest.approx(values["term"], rel=1e-5, abs=1e-6)
+        plain = gradients(trainer, GRPOTrainer._compute_loss(trainer, trainer.model, literal))
+        with pytest.raises(AssertionError):  # the planted fault: no weights at all
+            assert_close(got, plain, 1e-3)
+
+
+def test_equals_the_spliced_oracle_in_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain_logps(self: Any, model: Any, ids: Any, mask: Any, keep: int, *_: Any, **__: Any) -> Any:
+        """As TRL's, without its fused head, which computes in float32."""
+        scores = (model(input_ids=ids, attention_mask=mask).logits[:, -keep - 1 : -1]).log_softmax(-1)
+        logps = scores.gather(-1, ids[:, -keep:, None])[..., 0]
+        return logps, -(scores.exp() * scores).sum(-1).detach(), None
+
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", plain_logps)
+    trainer = make_trainer(tmp_path, model=gpt2_float64(), beta=0.3, num_iterations=2)
+    (batch,) = micro_batches(trainer)
+    (weight,) = expected_weights([batch], trainer)
+    exact = {**batch, "credit_weights": weight}
+    got = gradients(trainer, trainer._compute_loss(trainer.model, exact))
+    expected = gradients(trainer, spliced_compute_loss("term")(trainer, trainer.model, exact))
+    assert got.dtype == torch.float64
+    assert_close(got, expected, 1e-10)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_iterations": 2, "beta": 0.1, "loss_type": "grpo"}])
+def test_credit_grpo_is_trl_to_the_bit(tmp_path: Path, settings: dict[str, Any]) -> None:
+    trained = []
+    for cls, extra in ((GRPOTrainer, {}), (LambdaGRPOTrainer, {"credit": "grpo"})):
+        trainer = make_trainer(tmp_path, cls=cls, **settings, **extra)
+        trainer.train()
+        trained.append([p.detach().clone() for p in trainer.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*trained, strict=True))
+
+
+def test_a_whole_training_equals_one_with_the_spliced_loss(tmp_path: Path) -> None:
+    class Spliced(LambdaGRPOTrainer):
+        _compute_loss = spliced_compute_loss("term")
+
+    settings = {
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 12,
+        "beta": 0.1,
+        "optim": "sgd",
+    }
+    trained = []
+    for cls in (Spliced, LambdaGRPOTrainer):
+        trainer = make_trainer(tmp_path, cls=cls, **settings)
+        start = torch.cat([p.detach().clone().flatten() for p in trainer.model.parameters()])
+        trainer.train()
+        trained.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]) - start)
+    assert_close(trained[1], trained[0], 1e-4)  # differences of float32 weights
+
+
+def test_process_credit_has_grpos_gradient_unclipped(tmp_path: Path) -> None:
+    """The theorem through the trainer: on-policy, one denominator (bnpo)."""
+    trainer = make_trainer(tmp_path, loss_type="bnpo", credit="process")
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer._prepare_inputs([{"prompt": prompt} for prompt in PROMPTS for _ in range(GROUP)])
+    got = gradients(trainer, trainer._compute_loss(trainer.model, batch))
+    grpo = torch.tensor(_own_advantages(batch, trainer), dtype=torch.float32)
+    assert not torch.allclose(batch["advantages"], grpo[:, None] * batch["credit_weights"], atol=0.1)
+    expected = GRPOTrainer._compute_loss(trainer, trainer.model, {**batch, "advantages": grpo})
+    assert_close(got, gradients(trainer, expected), 1e-5)
+
+
+def _own_advantages(batch: dict[str, Any], trainer: Any) -> np.ndarray:
+    """a_i of each row, from its text."""
+    texts = trainer.processing_class.batch_decode(batch["completion_ids"], skip_special_tokens=True)
+    prompts = trainer.processing_class.batch_decode(batch["prompt_ids"])
+    result = np.zeros(len(texts))
+    for prompt in set(prompts):
+        rows = [i for i, other in enumerate(prompts) if other == prompt]
+        result[rows] = ReferenceGroup([[]] * GROUP).advantages(reward([texts[i] for i in rows]))
+    return result
+
+
+def test_metrics_and_rollouts(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    trainer = make_trainer(tmp_path, save_rollouts=True, max_steps=2)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(rows) == 2
+    files = sorted((tmp_path / "rollouts").iterdir())
+    assert [file.name for file in files] == ["step-000000-rank-0.parquet", "step-000001-rank-0.parquet"]
+    for row, file in zip(rows, files, strict=True):
+        table = pq.read_table(file).to_pandas()
+        assert len(table) == len(PROMPTS) * GROUP
+        groups = [part for _, part in table.groupby("group")]
+        references = [ReferenceGroup(part["token_ids"].tolist()) for part in groups]
+        count = range(GROUP)
+        depths = [ref.path_depth(i) for ref in references for i in count]
+        proportions = [ref.intermediate_proportion(i) for ref in references for i in count]
+        sizes = [
+            len(ref.process_set(i, t))
+            for ref in references
+            for i in count
+            for t in range(len(ref.completions[i]))
+        ]
+        assert row["tree/path_depth"] == pytest.approx(np.mean(depths))
+        assert row["tree/intermediate_proportion"] == pytest.approx(np.mean(proportions))
+        assert row["tree/shared_tokens"] == pytest.approx(np.mean(np.array(sizes) > 1))
+        assert row["tree/flat_groups"] == np.mean([ref.is_flat() for ref in references])
+        assert row["credit/mean_weight"] == pytest.approx(np.mean(1 / np.array(sizes)))
+        assert row["credit/unscorable"] == row["credit/truncated"] == 0
+        assert table["reward"].tolist() == pytest.approx(reward(table["completion"].tolist()))
+        for part, ref in zip(groups, references, strict=True):
+            assert part["advantage"].tolist() == pytest.approx(
+                ref.advantages(part["reward"].tolist()), abs=1e-5
+            )
+            assert part["prompt"].nunique() == 1
+        assert (table["step"] == int(file.name[5:11])).all()
+
+
+def test_evaluation_runs(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, num_generations_eval=2, per_device_eval_batch_size=4)
+    metrics = trainer.evaluate(Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]))
+    assert 0 <= metrics["eval_tree/shared_tokens"] <= 1
+    assert "eval_credit/weighted_loss" not in metrics  # nothing is weighted without a gradient
+
+
+def test_one_tree_per_group_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    build_many = ProcessTree.build_many
+    monkeypatch.setattr(
+        ProcessTree, "build_many", lambda ids, groups: calls.append(len(ids)) or build_many(ids, groups)
+    )
+    trainer = make_trainer(tmp_path, num_iterations=3)
+    micro_batches(trainer)
+    assert calls == [len(PROMPTS) * GROUP]
+
+
+def test_bad_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "per_device_train_batch_size": 4}
+    with pytest.raises(InputError, match="unknown credit 'lamda_grpo': did you mean 'lambda_grpo'"):
+        LambdaGRPOConfig(**settings, num_generations=4, credit="lamda_grpo")
+    with pytest.raises(InputError, match="takes no parameters, got credit_kwargs 'tau'"):
+        LambdaGRPOConfig(**settings, num_generations=4, credit_kwargs={"tau": 1})
+    with pytest.raises(InputError, match="args: expected a LambdaGRPOConfig, got GRPOConfig"):
+        LambdaGRPOTrainer(qwen2(), reward, GRPOConfig(**settings, num_generations=4))
+    monkeypatch.setattr(LambdaGRPOConfig, "world_size", 2)
+    with pytest.raises(InputError, match="a group of 8 completions would straddle processes"):
+        LambdaGRPOConfig(**settings, num_generations=8)
