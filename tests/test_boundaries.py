@@ -11,7 +11,7 @@ import pytest
 import lambda_grpo
 
 PACKAGE = Path(lambda_grpo.__file__).parent
-LIGHT = ["tree", "credit", "measures", "reference", "rollouts", "report", "errors", "cli"]
+LIGHT = ["tree", "credit", "measures", "reference", "rollouts", "analysis", "report", "errors", "cli"]
 HEAVY = {"torch", "trl", "verl", "ray", "transformers", "datasets"}
 
 

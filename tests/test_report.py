@@ -171,6 +171,11 @@ def test_numbers_in_the_twin(tmp_path):
     assert group["nodes"]["text"] == ["", "one ", "two ", "three", "four", "five", "six"]
     assert group["nodes"]["size"] == [4, 3, 2, 1, 1, 1, 1]
     assert group["nodes"]["advantage"] == pytest.approx([0, -1 / 3, 1 / 2, 3, -2, -2, 1], abs=1e-6)
+    # |λ|·A and A, as in test_flaw_measures.py; shares of 10 and of 53/6.
+    assert group["nodes"]["push_grpo"] == pytest.approx([0, -1, 1, 3, -2, -2, 1])
+    assert group["nodes"]["push_lambda"] == pytest.approx([0, -1 / 3, 1 / 2, 3, -2, -2, 1])
+    assert group["nodes"]["share_grpo"][:3] == pytest.approx([0, 1 / 10, 1 / 10])
+    assert group["nodes"]["share_lambda"][:3] == pytest.approx([0, 2 / 53, 3 / 53])
     assert content["runs"][0]["means"]["best_share_down_lambda"] == pytest.approx(2 / 23, abs=1e-6)
     assert content["runs"][0]["flat_groups"] == 0
 

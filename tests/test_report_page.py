@@ -301,3 +301,12 @@ def test_a_group_of_64_times_4000_tokens_is_fluid(browser, tmp_path):
             }"""
         )
         assert spent < 150, f"{spent} ms to draw; about 10 on a laptop, and hovering draws nothing anew"
+
+
+def test_groups_too_long_to_show_are_said(browser, tmp_path):
+    path = write_jsonl(tmp_path / "r.jsonl", BY_HAND)
+    html = write_report([path], tmp_path / "r.html", ReportOptions(text_bytes=10)).html
+    with opened(browser, html) as page:
+        assert "A sample of 0 of 1 groups" in page.locator("#sample-note").inner_text()
+        assert "1 of the sample were too long" in page.locator("#sample-note").inner_text()
+        assert page.locator(".stage").is_hidden()

@@ -138,7 +138,7 @@ const Explorer = (() => {
       ["step advantage A", Show.signed(advantage[n])],
       ["weight", credit === "grpo" ? "1" : size[n] === 1 ? "1" : `1/${size[n]}`],
       [credit === "grpo" ? "push |λ|·A" : "push A", Show.signed(Figure.pushes(group, credit)[n])],
-      ["of the group's gradient", Show.percent(Figure.shares(group, credit)[n])],
+      ["of the group's gradient", Show.percent(group.nodes[`share_${credit}`][n])],
     ];
     const list = tip.appendChild(Show.make("dl"));
     for (const [name, value] of rows) list.append(Show.make("dt", "", name), Show.make("dd", "", value));
@@ -238,6 +238,7 @@ const Explorer = (() => {
     at("sample-note").textContent = rest
       ? `A sample of ${Show.number(data.groups.length)} of ${Show.number(data.groups_total)} groups, to bound the size of this page: half of them those with most to show, half drawn by chance. All numbers above are over all groups.${data.groups_cut ? ` ${data.groups_cut} of the sample were too long.` : ""}`
       : `All ${Show.number(data.groups.length)} groups.`;
+    document.querySelector(".explorer").hidden = !data.groups.length;
     if (!data.groups.length) return;
     for (const id of ["search", "pick-run", "pick-step", "sort"]) at(id).addEventListener("input", list);
     at("groups").addEventListener("keydown", keys);

@@ -14,19 +14,10 @@ const Figure = (() => {
   }
 
   /** What a token of each step is pushed by: |λ|·A under GRPO, A under λ-GRPO. */
-  function pushes(group, credit) {
-    return group.nodes.advantage.map((a, n) => (credit === "grpo" ? a * group.nodes.size[n] : a));
-  }
+  const pushes = (group, credit) => group.nodes[`push_${credit}`];
 
   /** The largest push of either credit: both are drawn on one scale. */
   const extreme = (group) => Math.max(...pushes(group, "grpo").map(Math.abs), 1e-9);
-
-  /** Share of the group's gradient that falls on each step. */
-  function shares(group, credit) {
-    const mass = pushes(group, credit).map((push, n) => Math.abs(push) * (group.nodes.end[n] - group.nodes.start[n]));
-    const total = mass.reduce((sum, value) => sum + value, 0);
-    return mass.map((value) => (total > 0 ? value / total : null));
-  }
 
   /** Left edge and width of each block, from 0 to 1. */
   function spans(group, widths) {
@@ -105,10 +96,10 @@ const Figure = (() => {
 
   /** What is applied, in as many words as fit: "7 × −0.05 = −0.35" under GRPO, "−0.05" under λ-GRPO. */
   function arithmetic(group, n, credit, room) {
-    const [a, size] = [group.nodes.advantage[n], group.nodes.size[n]];
-    if (credit !== "grpo" || size === 1) return Show.signed(a);
-    const whole = `${size} × ${Show.signed(a)} = ${Show.signed(a * size)}`;
-    return whole.length <= room ? whole : Show.signed(a * size);
+    const push = Show.signed(pushes(group, credit)[n]);
+    if (credit !== "grpo" || group.nodes.size[n] === 1) return push;
+    const whole = `${group.nodes.size[n]} × ${Show.signed(group.nodes.advantage[n])} = ${push}`;
+    return whole.length <= room ? whole : push;
   }
 
   function block(svg, group, n, box, on) {
@@ -204,5 +195,5 @@ const Figure = (() => {
     next.focus();
   }
 
-  return { draw, pushes, shares, extreme, bestWidths };
+  return { draw, pushes, extreme, bestWidths };
 })();

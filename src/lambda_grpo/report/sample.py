@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lambda_grpo import measures
 from lambda_grpo.credit import step_means
 from lambda_grpo.rollouts import Group
 from lambda_grpo.rollouts.tokens import FALLBACK, Tokeniser, pieces
@@ -85,16 +86,22 @@ def group_content(group: Group, row: Row, tokeniser: Tokeniser | None) -> dict[s
         "lengths": tree.lengths.tolist(),
         "leaf": tree.leaf.tolist(),
         "order": tree.order.tolist(),
-        "nodes": {
-            **{
-                name: getattr(tree, name).tolist()
-                for name in ("parent", "start", "end", "size", "depth", "first")
-            },
-            "reward": step_means(tree, group.rewards).tolist(),
-            "advantage": step_means(tree, group.advantages).round(9).tolist(),
-            "text": texts,
-        },
+        "nodes": node_columns(group, tree) | {"text": texts},
     }
+
+
+def node_columns(group: Group, tree: ProcessTree) -> dict[str, list[float]]:
+    """The numbers of each process step: the tree's, R̂(λ), A(λ), what either credit pushes a token of it by
+    (`measures.gradient_weight`), and its share of the group's |gradient weight|, nan if there is none."""
+    columns = {name: getattr(tree, name) for name in ("parent", "start", "end", "size", "depth", "first")}
+    columns["reward"] = step_means(tree, group.rewards)
+    columns["advantage"] = step_means(tree, group.advantages).round(9)
+    for credit, weights in (("grpo", np.ones(tree.num_steps)), ("lambda", 1 / tree.size)):
+        push = measures.gradient_weight(tree, group.advantages, weights)
+        mass = np.abs(push) * (tree.end - tree.start)
+        columns[f"push_{credit}"] = push
+        columns[f"share_{credit}"] = mass / mass.sum() if mass.any() else np.full(tree.num_steps, np.nan)
+    return {name: values.tolist() for name, values in columns.items()}
 
 
 def step_texts(group: Group, tree: ProcessTree, tokeniser: Tokeniser | None) -> tuple[list[str], bool]:
