@@ -37,8 +37,8 @@ const Overview = (() => {
       text: "How many of a group's unique tokens the gradient is effectively spread over (all of them, if each were pushed as hard as the next):",
       measures: ["effective_terms_grpo", "effective_terms_lambda"],
       show: Show.number,
-      extra: (means) => `Of ${Show.number(means.unique_tokens)} unique tokens of a group on average.`,
-      rule: "Depends on the advantages too: λ-GRPO evens out the counts, not the rewards.",
+      extra: (means) => `All groups have ${Show.number(means.unique_tokens)} unique tokens on average.`,
+      rule: "Mean over groups with unequal rewards. λ-GRPO evens out how often steps count, not their advantages, so either can be larger.",
     },
   ];
   let plots = [];
