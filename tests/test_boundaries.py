@@ -11,7 +11,9 @@ import pytest
 import lambda_grpo
 
 PACKAGE = Path(lambda_grpo.__file__).parent
-LIGHT = ["tree", "process_sets", "credit", "measures", "reference", "rollouts", "report", "errors", "cli"]
+LIGHT = [
+    "tree", "process_sets", "credit", "measures", "reference", "rollouts", "analysis", "report", "errors", "cli",
+]  # fmt: skip
 HEAVY = {"torch", "trl", "verl", "ray", "transformers", "datasets"}
 
 

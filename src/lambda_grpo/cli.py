@@ -5,49 +5,65 @@ import sys
 from collections.abc import Sequence
 
 from lambda_grpo import __version__
-from lambda_grpo.errors import LambdaGRPOError
+from lambda_grpo.errors import LambdaGRPOError, missing_extra
 
-_TRAIN_HELP = """\
+_TRAIN = """\
 Train a policy. Without arguments: the embedded policy learns thinking-sums with λ-GRPO in about two minutes.
 
 Any other setting is a flag, --name value: every field of LambdaGRPOConfig, which has every field of TRL's
 GRPOConfig (learning_rate, num_generations, loss_type, beta, max_steps, output_dir, ...).
 --help-all lists them all."""
 
+_TRAIN_SETTINGS = """\
+settings:
+  --model MODEL       local folder, Hub id, or `embedded` (the default)
+  --task TASK         name of the task (thinking-sums); `lambda-grpo tasks` lists them
+  --credit CREDIT     lambda_grpo (the default), grpo or process
+  --output_dir DIR    run folder (runs/TASK-CREDIT-TIME)
+  --help-all          list every setting"""
 
-def _parser() -> argparse.ArgumentParser:
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser; the options of the report are imported only where `command` asks for them."""
     parser = argparse.ArgumentParser(prog="lambda-grpo", description="λ-GRPO and its process trees.")
     parser.add_argument("--version", action="version", version=f"lambda-grpo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser(
         "train",
         help="train a policy",
-        description=_TRAIN_HELP,
+        description=_TRAIN,
+        epilog=_TRAIN_SETTINGS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     train.add_argument(
-        "--config",
-        default="thinking-sums",
-        metavar="RECIPE",
-        help="a YAML file, or the name of one of ours",
+        "--config", default="thinking-sums", metavar="RECIPE", help="a YAML file, or the name of one of ours"
     )
-    for flag, text in (
-        ("--model MODEL", "local folder, Hub id, or `embedded` (the default)"),
-        ("--task TASK", "name of the task (thinking-sums)"),
-        ("--credit CREDIT", "lambda_grpo (the default), grpo or process"),
-        ("--output_dir DIR", "run folder (runs/TASK-CREDIT-TIME)"),
-        ("--help-all", "list every setting"),
-    ):
-        train.epilog = f"{train.epilog or 'settings:'}\n  {flag:<20}{text}"
+    report = commands.add_parser("report", help="show the hidden process reward model of rollouts")
+    if command == "report":
+        from lambda_grpo.report import cli
+
+        report.description = cli.DESCRIPTION
+        cli.add_arguments(report)
+    commands.add_parser("tasks", help="list the tasks")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0, or 2 after a message about bad input."""
-    args, flags = _parser().parse_known_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser(given[0] if given else None)
+    args, rest = parser.parse_known_args(given)
+    if rest and args.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return _train(args.config, flags)
+        if args.command == "train":
+            return _train(args.config, rest)
+        if args.command == "report":
+            from lambda_grpo.report import cli
+
+            return cli.run(args)
+        return _tasks()
     except LambdaGRPOError as error:
         print(f"lambda-grpo: error: {error}", file=sys.stderr)
         return 2
@@ -60,11 +76,19 @@ def _train(recipe: str, flags: Sequence[str]) -> int:
     try:
         from lambda_grpo import console, train
     except ModuleNotFoundError as error:
-        raise LambdaGRPOError(
-            f"`lambda-grpo train` needs {error.name}: pip install 'lambda-grpo[train]'"
-        ) from error
+        raise missing_extra(str(error.name), "train") from error
     folder = train.train(train.resolve(recipe, flags))
     console.CONSOLE.print(f"Everything is in {folder}: the curves in curve.png, the policy in model/")
+    return 0
+
+
+def _tasks() -> int:
+    from lambda_grpo.tasks import list_tasks
+
+    tasks = list_tasks()
+    width = max(map(len, tasks))
+    for name, line in tasks.items():
+        print(f"{name:<{width}}  {line}")
     return 0
 
 

@@ -4,12 +4,24 @@ A completion's *path* runs from the root to its leaf. The leaf of a completion t
 is the node in which it ends; a completion that is a proper prefix of another has an empty leaf below
 that node, which the tree does not store. With a `mask` (G, T) only policy tokens count: a node
 counts for a completion if it holds at least one of its policy tokens.
+
+The second half counts the flaw of GRPO (section 4) over all tokens of a group. All of it rests on one
+number per step, its *gradient weight*: the factor on the gradient of each of its tokens' log-probs,
+summed over the completions that share it. See `gradient_weight`.
 """
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lambda_grpo.credit import step_means
 from lambda_grpo.tree import ProcessTree
+
+Float64 = NDArray[np.float64]
+
+# Means of advantages that cancel leave rounding residue of either sign; advantages are of order 1.
+_ZERO = 1e-9
 
 
 def path_depth(tree: ProcessTree, mask: ArrayLike | None = None) -> NDArray[np.int64]:
@@ -65,3 +77,85 @@ def _has_own_leaf(tree: ProcessTree) -> NDArray[np.bool_]:
     inner = np.zeros(tree.num_steps, bool)
     inner[tree.parent[1:]] = True
     return ~inner[tree.leaf]
+
+
+def gradient_weight(tree: ProcessTree, advantages: Float64, step_weights: ArrayLike = 1.0) -> Float64:
+    """(N,): w(λ)·Σ_{i∈λ} a_i = w(λ)·|λ|·A(λ), what each token of a step is pushed by in all.
+
+    Shared tokens have one log-prob, so the pushes of the completions that share a step add up. With
+    w = 1 this is GRPO's |λ|·A(λ); with w = 1/|λ| it is λ-GRPO's A(λ). Exactly 0 where the advantages
+    cancel (the root, by definition of a_i).
+
+    Args:
+        tree: the group's process tree.
+        advantages: (G,) finite a_i.
+        step_weights: (N,) or one number, w(λ) ≥ 0.
+    """
+    step_advantage = step_means(tree, advantages)
+    step_advantage[np.abs(step_advantage) < _ZERO] = 0
+    return np.asarray(step_weights) * tree.size * step_advantage
+
+
+def tokens_pushed_down(tree: ProcessTree, advantages: Float64) -> NDArray[np.int64]:
+    """(G,) int64: the tokens of each completion whose step advantage A(λ) is negative.
+
+    For the best completion of a group these are GRPO's anti-exploitation: its prefix is pushed down
+    because worse completions share it. λ-GRPO pushes the same tokens down, but less (`downward_share`).
+    """
+    down = gradient_weight(tree, advantages) < 0
+    return _along_path(tree, down * (tree.end - tree.start))
+
+
+def downward_share(tree: ProcessTree, advantages: Float64, step_weights: ArrayLike = 1.0) -> Float64:
+    """(G,): of the |gradient weight| on a completion's tokens, the share that pushes down; nan where
+    none of them is pushed at all."""
+    pushed = gradient_weight(tree, advantages, step_weights) * (tree.end - tree.start)
+    down = _along_path(tree, np.maximum(-pushed, 0))
+    total = _along_path(tree, np.abs(pushed))
+    share = np.clip(down / np.where(total > _ZERO, total, 1), 0, 1)
+    return np.where(total > _ZERO, share, np.nan)
+
+
+def most_frequent_step(tree: ProcessTree, advantages: Float64) -> int:
+    """The node below the root with the largest |λ|; -1 if there is none.
+
+    The root's own tokens are no choice that the group could explore, so they do not compete. Among equals
+    the one with the most |gradient weight| under GRPO counts; among those, the first.
+    """
+    if tree.num_steps < 2:
+        return -1
+    weight = np.abs(gradient_weight(tree, advantages)) * (tree.end - tree.start)
+    return 1 + int(np.lexsort((-weight[1:].round(9), -tree.size[1:]))[0])
+
+
+def most_frequent_share(tree: ProcessTree, advantages: Float64, step_weights: ArrayLike = 1.0) -> float:
+    """How much of the group's total |gradient weight|, tokens × |w·|λ|·A|, falls on its most frequent
+    step; nan if the group has no gradient (all rewards equal) or no step below the root.
+
+    Large values are GRPO's anti-exploration: the frequent step is pushed |λ| times as hard as it would be
+    alone, so it crowds out rare better ones.
+    """
+    weight = np.abs(gradient_weight(tree, advantages, step_weights)) * (tree.end - tree.start)
+    node, total = most_frequent_step(tree, advantages), float(weight.sum())
+    return float(weight[node]) / total if node >= 0 and total > _ZERO else float("nan")
+
+
+def effective_terms(tree: ProcessTree, advantages: Float64, step_weights: ArrayLike = 1.0) -> float:
+    """The effective number of tree terms, (Σ|g|)² / Σg² over the unique tokens' gradient weights g
+    (Kish); nan if the group has no gradient.
+
+    It equals the number of unique tokens when all are pushed equally hard, and 1 when one takes all.
+    """
+    g, tokens = gradient_weight(tree, advantages, step_weights), tree.end - tree.start
+    squares = float((tokens * g**2).sum())
+    return float((tokens * np.abs(g)).sum()) ** 2 / squares if squares > 0 else float("nan")
+
+
+def _along_path(tree: ProcessTree, values: NDArray[Any]) -> NDArray[Any]:
+    """Sum one value per node over each completion's path from the root: (N,) → (G,)."""
+    change = np.zeros(tree.num_completions + 1, np.asarray(values).dtype)
+    np.add.at(change, tree.first, values)
+    np.subtract.at(change, tree.first + tree.size, values)
+    sums = np.empty(tree.num_completions, change.dtype)
+    sums[tree.order] = np.cumsum(change[:-1])
+    return sums

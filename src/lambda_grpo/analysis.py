@@ -1,0 +1,226 @@
+"""Groups → the numbers of the hidden process reward model, for notebooks and for the report.
+
+    analysis = analyse(RolloutReader(["runs/a"]))
+    pandas.DataFrame(analysis.groups)      # one row per group
+    pandas.DataFrame(analysis.nodes)       # one row per process step (node of a tree)
+    pandas.DataFrame(analysis.steps())     # one row per run and training step
+
+One pass, in bounded memory: token ids are held for a few million tokens at a time, the tables for all.
+Means over completions, tokens or groups are taken over all of a step's or a run's, not over means of groups.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lambda_grpo import measures
+from lambda_grpo.credit import step_means
+from lambda_grpo.rollouts import Group
+from lambda_grpo.tree import ProcessTree
+
+Table = Mapping[str, NDArray[Any]]
+Visit = Callable[[Group, ProcessTree, Mapping[str, Any]], None]
+
+_BATCH_TOKENS = 2**21  # tokens of groups whose trees are built in one pass
+NODE_COLUMNS = ("parent", "start", "end", "size", "depth")
+
+# What a mean over groups weighs each group by; every other measure counts each group once.
+WEIGHTS = {
+    "reward": "completions",
+    "accuracy": "completions",
+    "length": "completions",
+    "path_depth": "counted",
+    "intermediate_proportion": "counted",
+    "shared_tokens": "tokens",
+}
+GROUP_MEASURES = (
+    *WEIGHTS,
+    "flat",
+    "best_pushed_down",
+    "best_tokens_down",
+    "best_share_down_grpo",
+    "best_share_down_lambda",
+    "frequent_share_grpo",
+    "frequent_share_lambda",
+    "effective_terms_grpo",
+    "effective_terms_lambda",
+    "unique_tokens",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """The tables of some rollouts, each a mapping of column names to equally long arrays.
+
+    Attributes:
+        groups: one row per group. `run`, `step`, `group` name it; `completions`, `tokens`,
+            `unique_tokens` are counts, `counted` the completions with at least one token; `reward`,
+            `accuracy`, `length` are means over completions, `spread` is max - min reward;
+            `path_depth`, `intermediate_proportion` (method, section 3.2) are means over counted
+            completions; `shared_tokens` is the share of tokens with |λ| > 1; `flat` is 0 or 1; the
+            rest is the flaw, see `group_row`. nan where a group does not define a number.
+        nodes: one row per process step. `run`, `step`, `group`, `node` name it; `parent`, `start`, `end`,
+            `size`, `depth` are the tree's; `reward` is R̂(λ), `advantage` A(λ).
+    """
+
+    groups: Table
+    nodes: Table
+
+    def steps(self) -> Table:
+        """One row per run and training step: `run`, `step`, `groups` and the means of every measure."""
+        return mean_table(self.groups, ("run", "step"))
+
+    def runs(self) -> Table:
+        """One row per run: `run`, `groups`, and the means of every measure."""
+        return mean_table(self.groups, ("run",))
+
+
+def analyse(
+    groups: Iterable[Group],
+    *,
+    correct_at: float = 1.0,
+    keep_nodes: bool = True,
+    visit: Visit | None = None,
+) -> Analysis:
+    """Build the tree of every group and measure it.
+
+    Args:
+        groups: for example a `RolloutReader`; read once.
+        correct_at: a completion is right if its reward is at least this, where the file does not say.
+        keep_nodes: fill the table of nodes, which grows with the number of completions.
+        visit: called with each group, its tree, and its row of the table.
+
+    Raises:
+        InputError: what reading the groups raises.
+    """
+    rows: list[dict[str, Any]] = []
+    nodes: list[dict[str, Any]] = []
+    for batch in _batches(groups):
+        for group, tree in zip(batch, build_trees(batch), strict=True):
+            row = group_row(group, tree, correct_at)
+            rows.append(row)
+            if keep_nodes:
+                nodes.append(_node_rows(group, tree))
+            if visit:
+                visit(group, tree, row)
+    names = ("run", "step", "group", "completions", "tokens", "counted", "spread", *GROUP_MEASURES)
+    table = {name: np.array([row[name] for row in rows]) for name in names}
+    return Analysis(table, _joined(nodes))
+
+
+def build_trees(batch: Sequence[Group]) -> list[ProcessTree]:
+    """The trees of some groups, in one vectorised pass."""
+    completions = [ids for group in batch for ids in group.token_ids]
+    places = np.repeat(np.arange(len(batch)), [len(group.token_ids) for group in batch])
+    contexts = None
+    if any(group.contexts.any() for group in batch):
+        contexts = [context for group in batch for context in group.contexts.tolist()]
+    return ProcessTree.build_many(completions, places.tolist(), contexts)
+
+
+def group_row(group: Group, tree: ProcessTree, correct_at: float = 1.0) -> dict[str, Any]:
+    """One group's row of the table. The flaw, of GRPO (w = 1) and of λ-GRPO (w = 1/|λ|):
+
+    - best_pushed_down: 1 if a best completion (highest reward; several may tie) has tokens whose
+      step advantage is negative, else 0; best_tokens_down: how many, mean over the best. nan if all
+      rewards are equal.
+    - best_share_down: of the |gradient weight| on the best completions' tokens, the share that pushes down
+      (`measures.downward_share`), mean over the best.
+    - frequent_share: how much of the group's |gradient weight| falls on its most frequent step
+      (`measures.most_frequent_share`); nan for flat groups, which have no frequent step.
+    - effective_terms: `measures.effective_terms`, at most `unique_tokens`.
+    """
+    a, once = group.advantages, 1 / tree.size
+    counted = measures.counted(tree)
+    tokens = int(tree.lengths.sum())
+    flat = measures.is_flat(tree)
+    correct = np.where(np.isnan(group.correct), group.rewards >= correct_at, group.correct)
+    best = group.rewards == group.rewards.max()
+    down = measures.tokens_pushed_down(tree, a)[best]
+    nan = float("nan")
+    return {
+        "run": group.run,
+        "step": group.step,
+        "group": group.name,
+        "completions": tree.num_completions,
+        "tokens": tokens,
+        "counted": int(counted.sum()),
+        "spread": float(np.ptp(group.rewards)),
+        "reward": float(group.rewards.mean()),
+        "accuracy": float(correct.mean()),
+        "length": float(tree.lengths.mean()),
+        "path_depth": _mean(measures.path_depth(tree)[counted]),
+        "intermediate_proportion": _mean(measures.intermediate_proportion(tree)[counted]),
+        "shared_tokens": measures.shared_tokens(tree) / tokens if tokens else nan,
+        "flat": float(flat),
+        "best_pushed_down": nan if best.all() else float(down.any()),
+        "best_tokens_down": nan if best.all() else float(down.mean()),
+        "best_share_down_grpo": _mean(measures.downward_share(tree, a)[best]),
+        "best_share_down_lambda": _mean(measures.downward_share(tree, a, once)[best]),
+        "frequent_share_grpo": nan if flat else measures.most_frequent_share(tree, a),
+        "frequent_share_lambda": nan if flat else measures.most_frequent_share(tree, a, once),
+        "effective_terms_grpo": measures.effective_terms(tree, a),
+        "effective_terms_lambda": measures.effective_terms(tree, a, once),
+        "unique_tokens": tree.unique_tokens,
+    }
+
+
+def mean_table(groups: Table, by: Sequence[str]) -> Table:
+    """The means of every measure over the groups that agree in the columns `by`, in order of first
+    appearance of the first column, then ascending; nan where no group defines a measure."""
+    keys = list(zip(*(groups[name].tolist() for name in by), strict=True))
+    first = {key[0]: place for place, key in reversed(list(enumerate(keys)))}
+    distinct = sorted(set(keys), key=lambda key: (first[key[0]], *key[1:]))
+    number = {key: place for place, key in enumerate(distinct)}
+    place = np.array([number[key] for key in keys], np.int64)
+    table = {name: np.array([key[i] for key in distinct]) for i, name in enumerate(by)}
+    table["groups"] = np.bincount(place, minlength=len(distinct))
+    for name in ("completions", "tokens"):
+        table[name] = np.bincount(place, groups[name], len(distinct)).astype(np.int64)
+    for name in GROUP_MEASURES:
+        values = groups[name].astype(np.float64)
+        weight = groups[WEIGHTS[name]].astype(np.float64) if name in WEIGHTS else np.ones(len(place))
+        weight = np.where(np.isnan(values), 0, weight)
+        sums = np.bincount(place, weight * np.nan_to_num(values), len(distinct))
+        total = np.bincount(place, weight, len(distinct))
+        table[name] = np.where(total > 0, sums / np.where(total > 0, total, 1), np.nan)
+    return table
+
+
+def _batches(groups: Iterable[Group]) -> Iterator[list[Group]]:
+    batch: list[Group] = []
+    tokens = 0
+    for group in groups:
+        batch.append(group)
+        tokens += sum(map(len, group.token_ids))
+        if tokens >= _BATCH_TOKENS:
+            yield batch
+            batch, tokens = [], 0
+    if batch:
+        yield batch
+
+
+def _node_rows(group: Group, tree: ProcessTree) -> dict[str, Any]:
+    same = {"run": group.run, "step": group.step, "group": group.name}
+    return {
+        **{name: np.full(tree.num_steps, value) for name, value in same.items()},
+        "node": np.arange(tree.num_steps),
+        **{name: getattr(tree, name).copy() for name in NODE_COLUMNS},
+        "reward": step_means(tree, group.rewards),
+        "advantage": step_means(tree, group.advantages),
+    }
+
+
+def _joined(tables: Sequence[Mapping[str, Any]]) -> Table:
+    names = ("run", "step", "group", "node", *NODE_COLUMNS, "reward", "advantage")
+    return {
+        name: np.concatenate([table[name] for table in tables]) if tables else np.array([]) for name in names
+    }
+
+
+def _mean(values: NDArray[Any]) -> float:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")

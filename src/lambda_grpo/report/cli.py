@@ -1,0 +1,80 @@
+"""`lambda-grpo report PATH… [-o report.html]`."""
+
+import argparse
+import sys
+
+from lambda_grpo.report.content import ReportOptions
+from lambda_grpo.report.page import write_report
+
+DESCRIPTION = """\
+Show the hidden process reward model of rollouts, whatever trained the model: one self-contained HTML page
+and a JSON file with every number on it. Several PATHs stand side by side.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    defaults = ReportOptions()
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="a rollout file, a run folder (ours, TRL's, verl's), or a folder of such folders",
+    )
+    parser.add_argument(
+        "-o", "--output", default="report.html", metavar="FILE", help="the page (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH_OR_ID",
+        help="folder, tokenizer.json or Hub id of the policy's tokenizer: for text without token ids, and to "
+        "show ids as text (without it, words are taken for tokens)",
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="go on without rows that cannot be used, and count them"
+    )
+    parser.add_argument(
+        "--group-size", type=int, metavar="N", help="completions per prompt, where the file does not tell"
+    )
+    parser.add_argument(
+        "--correct-at",
+        type=float,
+        default=defaults.correct_at,
+        metavar="REWARD",
+        help="a completion is right from this reward on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--groups",
+        type=int,
+        default=defaults.groups,
+        metavar="N",
+        help="how many groups the explorer shows, at most (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report and say what was written; the exit status.
+
+    Raises:
+        InputError: rollouts, paths or options that cannot be used.
+    """
+    options = ReportOptions(
+        tokenizer=args.tokenizer,
+        skip_bad=args.skip_bad,
+        group_size=args.group_size,
+        correct_at=args.correct_at,
+        groups=args.groups,
+    )
+    written = write_report(args.paths, args.output, options)
+    for note in written.notes:
+        print(f"note: {note}", file=sys.stderr)
+    left = written.left_out
+    if left.rows or left.files:
+        print(
+            f"left out: {left.rows} rows (in them {left.groups} whole groups) and {left.files} files:",
+            *left.examples[:5],
+            sep="\n  ",
+            file=sys.stderr,
+        )
+    print(f"{written.html}: {written.groups} groups measured, {written.shown} shown in full; {written.json}")
+    return 0

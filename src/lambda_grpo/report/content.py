@@ -1,0 +1,147 @@
+"""Rollouts → the content of the report: one JSON object with every number that the page shows.
+
+The page embeds this object and draws from nothing else; `report.json` is the same object.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lambda_grpo import __version__
+from lambda_grpo.analysis import Analysis, Table, analyse
+from lambda_grpo.errors import InputError
+from lambda_grpo.report.sample import Sample, group_content
+from lambda_grpo.rollouts import Group, RolloutReader
+
+SCHEMA = "lambda-grpo/report/1"
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """How a report is made.
+
+    Attributes:
+        tokenizer: folder or Hub id, for text without token ids, and to show ids as text.
+        skip_bad: go on without rows that cannot be used, and count them.
+        group_size: completions per prompt, where a file does not tell.
+        correct_at: a completion is right if its reward is at least this, where the file does not say.
+        groups: how many groups are shown in full, at most.
+        text_bytes: how many bytes they may take, at most.
+    """
+
+    tokenizer: str | None = None
+    skip_bad: bool = False
+    group_size: int | None = None
+    correct_at: float = 1.0
+    groups: int = 60
+    text_bytes: int = 8_000_000
+
+
+def report_content(paths: Sequence[str | Path], options: ReportOptions) -> dict[str, Any]:
+    """Read and measure rollouts in one pass.
+
+    Raises:
+        InputError: paths or rows that cannot be used, or no group at all.
+    """
+    reader = RolloutReader(
+        paths, tokenizer=options.tokenizer, skip_bad=options.skip_bad, group_size=options.group_size
+    )
+    sample = Sample(options.groups)
+    origins: dict[str, dict[str, None]] = {}
+    groups = _noting_tokens(reader, origins)
+    analysis = analyse(groups, correct_at=options.correct_at, keep_nodes=False, visit=sample.offer)
+    left_out = reader.left_out
+    if not len(analysis.groups["run"]):
+        why = "; ".join(left_out.examples[:3]) or "the files hold no rows"
+        raise InputError(f"no group of completions is left to report on: {why}")
+    shown, cut = _fitting(sample, reader, options)
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "correct_at": options.correct_at,
+        "runs": _runs(reader, analysis, origins),
+        "steps": _columns(analysis.steps()),
+        "left_out": {
+            "rows": left_out.rows,
+            "groups": left_out.groups,
+            "files": left_out.files,
+            "examples": left_out.examples,
+        },
+        "notes": reader.notes,
+        "groups_total": len(analysis.groups["run"]),
+        "groups_cut": cut,
+        "groups": shown,
+    }
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """Strict JSON in ASCII: nan is null, and lone surrogates stay escapes."""
+    return json.dumps(_finite(content), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def _noting_tokens(groups: Iterable[Group], origins: dict[str, dict[str, None]]) -> Iterable[Group]:
+    for group in groups:
+        origins.setdefault(group.run, {}).setdefault(group.tokens_from)
+        yield group
+
+
+def _fitting(
+    sample: Sample, reader: RolloutReader, options: ReportOptions
+) -> tuple[list[dict[str, Any]], int]:
+    """The sampled groups, up to the budget of bytes, by run and step; and how many were cut."""
+    contents: list[dict[str, Any]] = []
+    used = cut = 0
+    for group, row in sample.chosen():
+        content = group_content(group, row, reader.tokeniser)
+        size = len(as_json(content))
+        if used + size > options.text_bytes:
+            cut += 1
+            continue
+        used += size
+        contents.append(content)
+    order = {run.name: place for place, run in enumerate(reader.runs)}
+    return sorted(contents, key=lambda content: (order[content["run"]], content["step"])), cut
+
+
+def _runs(
+    reader: RolloutReader, analysis: Analysis, origins: Mapping[str, Mapping[str, None]]
+) -> list[dict[str, Any]]:
+    """One object per run that has groups: its name, what was read, its means."""
+    table = _columns(analysis.runs())
+    flat = analysis.groups["flat"]
+    runs = []
+    for place, name in enumerate(table["run"]):
+        mine = analysis.groups["run"] == name
+        means = {column: values[place] for column, values in table.items() if column != "run"}
+        files = next(len(run.files) for run in reader.runs if run.name == name)
+        known = ~np.isnan(analysis.groups["best_pushed_down"][mine])
+        runs.append(
+            {
+                "name": name,
+                "files": files,
+                "tokens_from": list(origins[name]),
+                "flat_groups": int(flat[mine].sum()),
+                "groups_with_a_best": int(known.sum()),
+                "means": means,
+            }
+        )
+    return runs
+
+
+def _columns(table: Table) -> dict[str, list[Any]]:
+    return {name: values.tolist() for name, values in table.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.9g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

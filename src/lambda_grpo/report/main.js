@@ -1,0 +1,25 @@
+"use strict";
+
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  document.title = `Hidden process rewards: ${data.runs.map((run) => Show.visible(run.name)).join(", ")}`;
+  document.getElementById("accuracy-rule").textContent = `Share of completions marked correct in the file or, where it does not say, with a reward of at least ${data.correct_at}.`;
+  document.getElementById("made-by").textContent = `Made by lambda-grpo ${data.version}. The method: Sullivan & Koller, “GRPO is Secretly a Process Reward Model”, arXiv 2509.21154.`;
+  Overview.start(data);
+  Explorer.start(data);
+
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return;
+    width = innerWidth;
+    requestAnimationFrame(() => {
+      Overview.resize();
+      Explorer.draw();
+    });
+  });
+  Colour.dark.addEventListener("change", () => {
+    Overview.draw(data);
+    Explorer.draw();
+    Explorer.list();
+  });
+})();

@@ -1,0 +1,268 @@
+"use strict";
+// The statements, the curves over training, the flaw, and the table of all numbers.
+
+const Overview = (() => {
+  const CHARTS = [
+    ["reward", "Reward", Show.number],
+    ["accuracy", "Accuracy", Show.percent],
+    ["length", "Length, tokens", Show.number],
+    ["path_depth", "Path depth", Show.number],
+    ["intermediate_proportion", "Intermediate proportion", Show.percent],
+    ["shared_tokens", "Tokens with |λ| > 1", Show.percent],
+    ["flat", "Flat groups", Show.percent],
+    ["best_pushed_down", "Best completion pushed down", Show.percent],
+    ["frequent_share_grpo", "Gradient on frequent step", Show.percent],
+  ];
+  const FLAW = [
+    {
+      title: "The best one is pushed down",
+      kind: "anti-exploitation",
+      text: "Its beginning is shared with worse siblings, and their mean advantage is negative. Of the gradient on the best completion, this much pushes it down:",
+      measures: ["best_share_down_grpo", "best_share_down_lambda"],
+      show: Show.percent,
+      extra: (means) => `In ${Show.percent(means.best_pushed_down)} of groups; ${Show.number(means.best_tokens_down)} tokens of the best on average.`,
+      rule: "Over groups with unequal rewards. Both push the same tokens down; λ-GRPO pushes them less.",
+    },
+    {
+      title: "The frequent one takes over",
+      kind: "anti-exploration",
+      text: "A step that many completions take is pushed once for each of them, so rare better steps are crowded out. Share of a group's gradient on its most frequent step:",
+      measures: ["frequent_share_grpo", "frequent_share_lambda"],
+      show: Show.percent,
+      rule: "Mean over groups that are not flat and have unequal rewards.",
+    },
+    {
+      title: "How many terms share the gradient",
+      kind: "effective number of tree terms",
+      text: "How many of a group's unique tokens the gradient is effectively spread over (all of them, if each were pushed as hard as the next):",
+      measures: ["effective_terms_grpo", "effective_terms_lambda"],
+      show: Show.number,
+      extra: (means) => `All groups have ${Show.number(means.unique_tokens)} unique tokens on average.`,
+      rule: "Mean over groups with unequal rewards. λ-GRPO evens out how often steps count, not their advantages, so either can be larger.",
+    },
+  ];
+  let plots = [];
+
+  function statements(data) {
+    const list = document.getElementById("statements");
+    for (const run of data.runs) {
+      const item = Show.make("li");
+      const total = run.means.groups;
+      const head = item.appendChild(Show.make("strong"));
+      head.textContent = `${Show.number(run.flat_groups)} of ${Show.number(total)} groups are flat.`;
+      if (data.runs.length > 1) {
+        const name = Show.append(Show.make("span", "run-name"), run.name);
+        name.prepend(swatch(data.runs.indexOf(run)));
+        item.prepend(name);
+      }
+      const rest = total - run.flat_groups;
+      item.append(
+        rest
+          ? ` In ${rest === total ? "all of them" : `the other ${Show.number(rest)}`} GRPO scores intermediate steps. Over all groups a completion passes ${Show.number(run.means.path_depth)} such steps on average, and ${Show.percent(run.means.shared_tokens)} of all tokens lie in a step that several completions share.`
+          : " Here GRPO's process rewards are trivial: no two completions share a step beyond what all share.",
+      );
+      const read = `${Show.number(run.means.completions)} completions, ${Show.number(run.means.tokens)} tokens (${run.tokens_from.join(", ")})`;
+      item.append(Show.append(Show.make("small"), read));
+      list.append(item);
+    }
+  }
+
+  function swatch(index) {
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    svg.setAttribute("class", "run-swatch");
+    svg.setAttribute("viewBox", "0 0 28 8");
+    const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
+    for (const [key, value] of Object.entries({ x1: 1, x2: 27, y1: 4, y2: 4, "stroke-width": 3, stroke: Colour.run(index), "stroke-dasharray": Colour.dash(index).join(" ") })) line.setAttribute(key, value);
+    svg.append(line);
+    svg.setAttribute("aria-hidden", "true");
+    return svg;
+  }
+
+  function warnings(data) {
+    const host = document.getElementById("warnings");
+    const lost = data.left_out;
+    const say = (text) => host.append(Show.append(Show.make("p", "warning"), text));
+    if (lost.rows || lost.files) {
+      say(`Left out as unusable: ${Show.number(lost.rows)} rows (${Show.number(lost.groups)} whole groups) and ${Show.number(lost.files)} files. First: ${lost.examples[0]}`);
+    }
+    data.notes.forEach(say);
+    if (data.runs.some((run) => run.tokens_from.some((from) => from.startsWith("words")))) {
+      say("The rollouts hold text without token ids and no tokenizer was given: words are taken for tokens, so trees can differ in detail from those of training.");
+    }
+  }
+
+  /** One line per run over all steps that any run has. */
+  function curves(data, measure) {
+    const xs = [...new Set(data.steps.step)].sort((a, b) => a - b);
+    const place = new Map(xs.map((x, i) => [x, i]));
+    const lines = data.runs.map(() => xs.map(() => null));
+    const index = new Map(data.runs.map((run, i) => [run.name, i]));
+    data.steps.run.forEach((name, i) => {
+      lines[index.get(name)][place.get(data.steps.step[i])] = data.steps[measure][i];
+    });
+    return [xs, ...lines];
+  }
+
+  /** Running mean over `window` steps around each, where there is a value. */
+  function smooth(line, window) {
+    return line.map((value, i) => {
+      if (value === null) return null;
+      const near = line.slice(Math.max(0, i - window), i + window + 1).filter((other) => other !== null);
+      return near.reduce((sum, other) => sum + other, 0) / near.length;
+    });
+  }
+
+  function charts(data) {
+    const host = document.getElementById("charts");
+    plots.forEach((plot) => plot.destroy());
+    plots = [];
+    host.replaceChildren();
+    const count = new Set(data.steps.step).size;
+    const window = count > 120 ? Math.round(count / 80) : 0;
+    document.getElementById("charts-note").textContent =
+      count === 1
+        ? `One training step, ${data.steps.step[0]}: its means.`
+        : `Means of each training step${window ? `, faint, and of the ${2 * window + 1} steps around it` : ""}. Drag to zoom, double-click to undo.`;
+    for (const [measure, title, show] of CHARTS) {
+      const values = curves(data, measure);
+      const card = host.appendChild(Show.make("figure", "chart"));
+      const head = card.appendChild(Show.make("figcaption"));
+      head.append(Show.make("span", "chart-title", title));
+      const live = head.appendChild(Show.make("span", "live"));
+      live.append(...lastValues(values, show));
+      if (count > 1) plots.push(chart(card, { title, values, show, live, window }));
+    }
+  }
+
+  function chart(card, { title, values, show, live, window }) {
+    const lines = values.slice(1);
+    const body = card.appendChild(Show.make("div", "plot"));
+    const style = getComputedStyle(document.documentElement);
+    const [faint, line] = [style.getPropertyValue("--faint"), style.getPropertyValue("--line")];
+    const axis = { stroke: faint, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "11px system-ui", gap: 4 };
+    const points = (i) => ({ show: values[0].length < 40, size: 5, fill: Colour.run(i) });
+    const series = lines.map((_, i) => ({ stroke: Colour.run(i), dash: Colour.dash(i), width: 1.75, spanGaps: true, points: points(i) }));
+    const raw = lines.map((_, i) => ({ stroke: Colour.run(i), width: 1, alpha: 0.25, spanGaps: true, points: { show: false } }));
+    const plot = new uPlot(
+      {
+        width: body.clientWidth || 300,
+        height: 150,
+        legend: { show: false },
+        cursor: { sync: { key: "steps" }, points: { size: 6 }, y: false, drag: { x: true, y: false } },
+        scales: { x: { time: false }, y: { range: valueRange } },
+        axes: [{ ...axis, size: 26, space: 60 }, { ...axis, size: 48, space: 34, values: (_, ticks, __, ___, step) => ticks.map((tick) => tickLabel(tick, step, show)) }],
+        series: window ? [{}, ...raw, ...series.map((one) => ({ ...one, points: { show: false } }))] : [{}, ...series],
+        hooks: {
+          setCursor: [({ cursor }) => live.replaceChildren(...(cursor.left >= 0 && cursor.idx !== null ? valuesAt(values, cursor.idx, show) : lastValues(values, show)))],
+        },
+      },
+      window ? [...values, ...lines.map((one) => smooth(one, window))] : values,
+      body,
+    );
+    plot.over.setAttribute("role", "img");
+    plot.over.setAttribute("aria-label", `${title}, ${values[0].length} steps. The numbers are in the table below.`);
+    return plot;
+  }
+
+  /** As many decimals as tell neighbouring ticks apart. */
+  function tickLabel(value, step, show) {
+    const scale = show === Show.percent ? 100 : 1;
+    const decimals = Math.max(0, Math.ceil(-Math.log10(step * scale) - 1e-9));
+    const label = (value * scale).toFixed(Math.min(decimals + (decimals && !Number.isInteger(step * scale * 10 ** decimals) ? 1 : 0), 6));
+    return scale === 100 ? `${label}%` : label.replace("-", "−");
+  }
+
+  function valueRange(_, low, high) {
+    if (low === null) return [0, 1];
+    const pad = Math.max((high - low) * 0.12, Math.abs(high) * 0.02, 1e-3);
+    return [low >= 0 ? Math.max(0, low - pad) : low - pad, high + pad];
+  }
+
+  const dot = (index) => {
+    const mark = Show.make("i", "dot");
+    mark.style.background = Colour.run(index);
+    return mark;
+  };
+  function valuesAt(values, at, show) {
+    return [Show.make("span", "at", `step ${values[0][at]}`), ...values.slice(1).flatMap((line, i) => [dot(i), Show.make("b", "", show(line[at]))])];
+  }
+  function lastValues(values, show) {
+    return values.slice(1).flatMap((line, i) => [dot(i), Show.make("b", "", show(line.findLast((value) => value !== null)))]);
+  }
+
+  function legend(data) {
+    const host = document.getElementById("run-legend");
+    host.replaceChildren(
+      ...data.runs.map((run, i) => {
+        const item = Show.append(Show.make("li"), run.name);
+        item.prepend(swatch(i));
+        return item;
+      }),
+    );
+  }
+
+  function flaw(data) {
+    const host = document.getElementById("flaw");
+    for (const card of FLAW) {
+      const box = host.appendChild(Show.make("article", "card"));
+      box.append(Show.make("p", "eyebrow", card.kind), Show.make("h3", "", card.title), Show.make("p", "note", card.text));
+      const most = Math.max(...data.runs.flatMap((run) => card.measures.map((name) => run.means[name] ?? 0)), 1e-9);
+      for (const run of data.runs) {
+        if (data.runs.length > 1) box.append(Show.append(Show.make("p", "bar-run"), run.name));
+        card.measures.forEach((name, i) => {
+          const value = run.means[name];
+          const row = box.appendChild(Show.make("div", "bar-row"));
+          row.append(Show.make("span", "bar-name", i ? "λ-GRPO" : "GRPO"));
+          const track = row.appendChild(Show.make("span", "bar-track"));
+          const bar = track.appendChild(Show.make("span", `bar ${i ? "lambda" : "grpo"}`));
+          bar.style.width = `${(100 * (value ?? 0)) / most}%`;
+          row.append(Show.make("b", "bar-value", card.show(value)));
+        });
+        if (card.extra) box.append(Show.make("p", "note small", card.extra(run.means)));
+      }
+      box.append(Show.make("p", "note small rule", card.rule));
+    }
+  }
+
+  /** The table is made when it is first opened: it can have thousands of rows. */
+  function table(data) {
+    const details = document.getElementById("numbers");
+    details.addEventListener("toggle", () => {
+      const host = details.querySelector(".table-wrap");
+      if (!details.open || host.firstChild) return;
+      const names = Object.keys(data.steps);
+      const grid = Show.make("table");
+      const head = grid.createTHead().insertRow();
+      names.forEach((name) => head.append(Show.make("th", "", name.replaceAll("_", " "))));
+      const body = grid.createTBody();
+      data.steps.step.forEach((_, i) => {
+        const row = body.insertRow();
+        names.forEach((name) => {
+          const value = data.steps[name][i];
+          Show.append(row.insertCell(), typeof value === "string" ? value : name === "step" ? String(value) : Show.number(value));
+        });
+      });
+      host.append(grid);
+    });
+  }
+
+  function draw(data) {
+    document.getElementById("statements").replaceChildren();
+    statements(data);
+    legend(data);
+    charts(data);
+  }
+
+  function resize() {
+    for (const plot of plots) plot.setSize({ width: plot.root.parentNode.clientWidth, height: 150 });
+  }
+
+  function start(data) {
+    warnings(data);
+    flaw(data);
+    table(data);
+    draw(data);
+  }
+
+  return { start, draw, resize };
+})();

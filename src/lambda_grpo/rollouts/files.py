@@ -1,0 +1,202 @@
+"""One rollout file → blocks of rows, whatever wrote it. docs/rollouts.md is the schema.
+
+The format is recognised from the content: Parquet by its magic bytes, else JSON lines; then by the names
+of the columns. A file is read as a stream of `Rows`, each the neighbouring rows of one group (in TRL's and
+verl's files, which have no group ids, of one training step), so that memory holds one of them at a time.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lambda_grpo.errors import InputError
+
+_BATCH = 2048  # rows of a Parquet file decoded at a time
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one kind of file is recognised, and what its columns are called."""
+
+    name: str
+    needs: frozenset[str]  # every one of these columns
+    one_of: frozenset[str] = frozenset()  # and at least one of these
+    columns: Mapping[str, str] = field(default_factory=dict)  # our name → the file's, where they differ
+
+
+FORMATS = [
+    Format("lambda-grpo", frozenset({"group", "reward"}), frozenset({"completion", "token_ids", "tokens"})),
+    Format("TRL", frozenset({"step", "prompt", "completion", "advantage"})),
+    Format(
+        "verl",
+        frozenset({"input", "output", "score"}),
+        columns={
+            "prompt": "input",
+            "completion": "output",
+            "reward": "score",
+            "group": "uid",
+            "correct": "acc",
+        },
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Neighbouring rows that one group or step consists of; each column a list, absent if the file has none.
+
+    Attributes:
+        file, format: where the rows are from.
+        numbers: the row of each in its file, counted from 1 (the line of a JSONL file).
+        columns: our names (`step`, `group`, `prompt`, `completion`, `token_ids`, `tokens`, `reward`,
+            `advantage`, `correct`) → one value per row; in TRL's files also the reward functions.
+    """
+
+    file: Path
+    format: Format
+    numbers: Sequence[int]
+    columns: Mapping[str, Sequence[Any]]
+
+
+Report = Callable[[Path, int | None, str], None]  # a problem with a row, or with the whole file
+
+
+def recognise(file: Path, columns: Sequence[str]) -> Format:
+    """The format whose columns these are.
+
+    Raises:
+        InputError: none is.
+    """
+    names = set(columns)
+    for fmt in FORMATS:
+        if fmt.needs <= names and (not fmt.one_of or fmt.one_of & names):
+            return fmt
+    known = "; ".join(
+        f"{fmt.name}: {', '.join(sorted(fmt.needs))}"
+        + (f" and one of {', '.join(sorted(fmt.one_of))}" if fmt.one_of else "")
+        for fmt in FORMATS
+    )
+    raise InputError(f"{file}: columns {', '.join(sorted(names))} fit no known rollout file. Known: {known}")
+
+
+def read_rows(file: Path, report: Report) -> Iterator[Rows]:
+    """The rows of one file, in blocks; problems go to `report`, which raises or counts them."""
+    try:
+        with file.open("rb") as handle:
+            head = handle.read(4)
+    except OSError as error:
+        return report(file, None, f"cannot be read: {error}")
+    if not head:
+        return report(file, None, "is empty, expected rollouts")
+    rows = _parquet(file, report) if head == b"PAR1" else _json_lines(file, report)
+    yield from _blocks(file, rows)
+
+
+_Row = tuple[Format, int, Mapping[str, Any]]
+
+
+def _blocks(file: Path, rows: Iterator[_Row]) -> Iterator[Rows]:
+    """Join neighbouring rows of one step or, in our own format, of one group of a step."""
+
+    def block(row: _Row) -> Any:
+        fmt, _, values = row
+        group = str(values.get("group")) if fmt.name == "lambda-grpo" else None
+        return fmt.name, values.get("step"), group
+
+    for _, members in groupby(rows, key=block):
+        kept = list(members)
+        names = list(dict.fromkeys(name for _, _, values in kept for name in values))
+        columns = {name: [values.get(name) for _, _, values in kept] for name in names}
+        yield Rows(file, kept[0][0], [number for _, number, _ in kept], columns)
+
+
+def _parquet(file: Path, report: Report) -> Iterator[_Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(file, memory_map=True) as parquet:
+            names = parquet.schema_arrow.names
+            fmt = recognise(file, names)
+            ours = _our_names(fmt, names)
+            for batch in parquet.iter_batches(_BATCH, columns=list(ours.values())):
+                lists = {name: _column(batch.column(theirs)) for name, theirs in ours.items()}
+                for values in zip(*lists.values(), strict=True):
+                    number += 1
+                    yield fmt, number, dict(zip(lists, values, strict=True))
+    except InputError as error:
+        report(file, None, str(error).removeprefix(f"{file}: "))
+    except (pa.ArrowException, OSError) as error:
+        report(file, number + 1 if number else None, f"is not a whole Parquet file: {error}")
+
+
+def _our_names(fmt: Format, names: Sequence[str]) -> dict[str, str]:
+    """Our name → the file's, of the columns worth reading."""
+    if fmt.name == "TRL":
+        return {name: name for name in names}
+    ours = ("step", "group", "prompt", "completion", "token_ids", "tokens", "reward", "advantage", "correct")
+    theirs = {name: fmt.columns.get(name, name) for name in ours}
+    return {name: column for name, column in theirs.items() if column in names}
+
+
+def _column(values: Any) -> Sequence[Any]:
+    """A column as a list; lists of integers as one array per row, without copying them."""
+    import pyarrow as pa
+
+    kind = values.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not is_list or not pa.types.is_integer(kind.value_type) or values.values.null_count:
+        return list(values.to_pylist())
+    flat = values.values.to_numpy()
+    rows: list[Any] = [flat[a:b] for a, b in pairwise(values.offsets.to_numpy().tolist())]
+    for i in np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False)) if values.null_count else ():
+        rows[i] = None
+    return rows
+
+
+def _json_lines(file: Path, report: Report) -> Iterator[_Row]:
+    fmt: Format | None = None
+    step = _step_of_name(file)
+    with file.open("rb") as handle:
+        for number, line in enumerate(handle, 1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line.decode())
+                if not isinstance(values, dict):
+                    raise InputError(f"holds a {type(values).__name__}, expected a JSON object")
+                if fmt is None:
+                    fmt = recognise(file, list(values))
+                missing = sorted(fmt.needs - values.keys())
+                if fmt.one_of and not fmt.one_of & values.keys():
+                    missing.append(" or ".join(sorted(fmt.one_of)))
+                if missing and missing != [fmt.columns.get("reward", "reward")]:  # that is its group's fault
+                    raise InputError(
+                        f"has no {', '.join(missing)}: the file began as {fmt.name}'s, and formats are not "
+                        "mixed within one file"
+                    )
+            except UnicodeDecodeError as error:
+                report(file, number, f"is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}")
+            except json.JSONDecodeError as error:
+                report(file, number, f"is not a whole JSON object: {error}")
+            except InputError as error:
+                report(file, number, str(error).removeprefix(f"{file}: "))
+            except RecursionError:
+                report(file, number, "is nested too deeply")
+            else:
+                ours = {name: values[column] for name, column in _our_names(fmt, list(values)).items()}
+                if fmt.name == "verl" and step is not None:
+                    ours.setdefault("step", step)
+                yield fmt, number, ours
+
+
+def _step_of_name(file: Path) -> int | None:
+    """verl names a step's file after it: 120.jsonl."""
+    return int(file.stem) if re.fullmatch(r"[0-9]{1,12}", file.stem) else None

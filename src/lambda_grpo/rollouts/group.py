@@ -1,0 +1,129 @@
+"""`Group`: the completions of one prompt at one training step, and how it is made of a file's rows."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lambda_grpo.credit import group_advantage
+from lambda_grpo.rollouts import trl
+from lambda_grpo.rollouts.files import Rows
+from lambda_grpo.rollouts.tokens import FALLBACK, Tokeniser, ids_of_pieces, pieces
+from lambda_grpo.rollouts.values import BadRow, Float64, Int32, numbers, text, token_ids, token_strings
+
+FROM_IDS = "token ids in the file"
+FROM_STRINGS = "token strings in the file"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The G ≥ 2 completions of one prompt at one training step.
+
+    Attributes:
+        run, step, name: which group it is; `name` is its id within the step.
+        prompt: its text; chat messages are joined.
+        texts: G completions; empty if the file holds token ids only.
+        token_ids: G int32 arrays.
+        token_texts: G lists of token strings; empty if they are not known.
+        rewards, advantages: (G,) float64, finite; the file's own advantages where it has them, else
+            `group_advantage(rewards)`.
+        correct: (G,) float64, 1 right, 0 wrong, nan where the file does not say.
+        contexts: (G,) int, equal where prompts are equal; different prompts share no step.
+        tokens_from: what made the token ids.
+    """
+
+    run: str
+    step: int
+    name: str
+    prompt: str
+    texts: Sequence[str]
+    token_ids: Sequence[Int32]
+    token_texts: Sequence[Sequence[str]]
+    rewards: Float64
+    advantages: Float64
+    correct: Float64
+    contexts: NDArray[np.int64]
+    tokens_from: str
+
+
+@dataclass(frozen=True)
+class GroupRows:
+    """Which rows make a group, still unchecked.
+
+    Attributes:
+        run, name: its run, and its id within the step.
+        places: its rows' places in a block.
+        reward_columns: TRL's reward functions, empty for other formats.
+    """
+
+    run: str
+    name: str
+    places: Sequence[int]
+    reward_columns: Sequence[str]
+
+
+def make_group(rows: Rows, wanted: GroupRows, step: int, tokeniser: Tokeniser | None) -> Group:
+    """Check the rows and make a group of them.
+
+    Raises:
+        BadRow: the first row that cannot be used, and why.
+    """
+    size = len(wanted.places)
+    columns = {name: [values[place] for place in wanted.places] for name, values in rows.columns.items()}
+    if size < 2:
+        raise BadRow(0, f"group {wanted.name!r} of step {step} has one completion, expected at least 2")
+    if wanted.reward_columns:
+        rewards = trl.total_reward(columns, wanted.reward_columns)
+    else:
+        rewards = numbers(columns.get("reward", [None] * size), "reward")
+    advantages = (
+        numbers(columns["advantage"], "advantage") if "advantage" in columns else group_advantage(rewards)
+    )
+    prompts = [text(i, value, "prompt") for i, value in enumerate(columns.get("prompt", [""] * size))]
+    texts = _texts(columns)
+    ids, strings, tokens_from = _tokens(columns, texts, tokeniser)
+    correct = columns.get("correct", [None] * size)
+    return Group(
+        run=wanted.run,
+        step=step,
+        name=wanted.name,
+        prompt=prompts[0],
+        texts=texts,
+        token_ids=ids,
+        token_texts=strings,
+        rewards=rewards,
+        advantages=advantages,
+        correct=np.array([math.nan if value is None else float(bool(value)) for value in correct]),
+        contexts=np.array([prompts.index(prompt) for prompt in prompts]),
+        tokens_from=tokens_from,
+    )
+
+
+def _texts(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    values = columns.get("completion", [])
+    if all(value is None for value in values) and ("token_ids" in columns or "tokens" in columns):
+        return []
+    return [text(i, value, "completion") for i, value in enumerate(values)]
+
+
+def _tokens(
+    columns: Mapping[str, Sequence[Any]], texts: Sequence[str], tokeniser: Tokeniser | None
+) -> tuple[Sequence[Int32], Sequence[Sequence[str]], str]:
+    """Token ids, token strings where known, and what made the ids."""
+    strings: Sequence[Sequence[str]] = ()
+    if "tokens" in columns:
+        strings = [token_strings(i, row) for i, row in enumerate(columns["tokens"])]
+    if "token_ids" in columns:
+        ids = [token_ids(i, row) for i, row in enumerate(columns["token_ids"])]
+        for i, row in enumerate(strings):
+            if len(row) != len(ids[i]):
+                raise BadRow(i, f"tokens has {len(row)} strings but token_ids has {len(ids[i])} ids")
+        return ids, strings, FROM_IDS
+    if strings:
+        return ids_of_pieces(strings), strings, FROM_STRINGS
+    if tokeniser:
+        return tokeniser.encode(texts), (), f"tokenizer {tokeniser.source}"
+    return ids_of_pieces([pieces(value) for value in texts]), (), FALLBACK

@@ -1,0 +1,102 @@
+"""Paths the user names → runs: a name and the rollout files that belong to it, in order of their steps."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lambda_grpo.errors import InputError
+
+_SUFFIXES = {".parquet", ".jsonl"}
+_OTHER_FILES = {"metrics.jsonl"}
+_INNER = ("rollouts", "completions")  # ours, TRL's
+
+
+@dataclass(frozen=True)
+class Run:
+    """The rollout files of one training run.
+
+    Attributes:
+        name: the shortest end of its path that tells it from the other runs.
+        files: at least one, in natural order (2.jsonl before 10.jsonl).
+    """
+
+    name: str
+    files: Sequence[Path]
+
+
+def find_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """The runs under `paths`: a rollout file, a run folder (ours, TRL's), a folder of rollout files, or a
+    folder of such folders.
+
+    Raises:
+        InputError: a path that does not exist or holds no rollouts, one named twice, or no path at all.
+    """
+    found: dict[Path, list[Path]] = {}
+    for path in map(Path, paths):
+        for root, files in _runs_at(path).items():
+            if root in found:
+                raise InputError(f"{path}: named twice; each run is read once")
+            found[root] = files
+    if not found:
+        raise InputError("no path given: name a rollout file or a run folder")
+    names = _short_names(list(found))
+    return [Run(name, files) for name, files in zip(names, found.values(), strict=True)]
+
+
+def _runs_at(path: Path) -> dict[Path, list[Path]]:
+    if path.is_file():
+        return {path.resolve(): [path]}
+    if not path.is_dir():
+        raise InputError(f"{path}: no such file or folder")
+    own = _files_of_run(path)
+    if own:
+        return {path.resolve(): own}
+    below = {
+        folder.resolve(): _files_of_run(folder)
+        for folder in sorted(path.iterdir(), key=_natural)
+        if folder.is_dir()
+    }
+    runs = {folder: files for folder, files in below.items() if files}
+    if not runs:
+        raise InputError(
+            f"{path}: holds no rollouts. Expected rollouts/*.parquet (lambda-grpo, with save_rollouts), "
+            "completions/*.parquet (TRL, with log_completions), *.jsonl (verl, with rollout_data_dir), or "
+            "folders with these"
+        )
+    return runs
+
+
+def _files_of_run(folder: Path) -> list[Path]:
+    for place in (*(folder / name for name in _INNER), folder):
+        if place.is_dir():
+            files = [
+                file
+                for file in place.iterdir()
+                if file.suffix in _SUFFIXES
+                and file.name not in _OTHER_FILES
+                and not file.name.startswith(".")  # still being written
+            ]
+            if files:
+                return sorted(files, key=_natural)
+    return []
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key in which numbers compare as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _short_names(roots: Sequence[Path]) -> list[str]:
+    """For each path the fewest last parts that make it unlike the others; what every run folder has is
+    left away."""
+    outer = [root.parent if root.name in _INNER and root.is_dir() else root for root in roots]
+    roots = outer if len(set(outer)) == len(outer) else roots
+    names = []
+    for root in roots:
+        count = 1
+        others = [other for other in roots if other != root]
+        while any(other.parts[-count:] == root.parts[-count:] for other in others):
+            count += 1
+        names.append("/".join(root.parts[-count:]))
+    return names

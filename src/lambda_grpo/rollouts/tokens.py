@@ -1,0 +1,74 @@
+"""Text → token ids for rollouts that hold no ids, and token ids → text for showing steps.
+
+Two ways: a tokenizer of the `tokenizers` library (exact, if it is the policy's), or the fallback: a
+token is a word with the white space before it, or one other character with it. The fallback needs
+nothing and cuts where most tokenizers cut, but its trees can differ in detail: two completions whose
+texts part inside a word part at the word's beginning here.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lambda_grpo.errors import InputError
+
+Int32 = NDArray[np.int32]
+
+FALLBACK = "words (no tokenizer given)"
+_PIECE = re.compile(r"\s*(?:\w+|[^\w\s])|\s+")
+
+
+def pieces(text: str) -> list[str]:
+    """The fallback's tokens; their concatenation is the text.
+
+    >>> pieces("So 7+2 = 9. ")
+    ['So', ' 7', '+', '2', ' =', ' 9', '.', ' ']
+    """
+    return _PIECE.findall(text)
+
+
+def ids_of_pieces(rows: Sequence[Sequence[str]]) -> list[Int32]:
+    """Number the distinct token strings of one batch by first appearance; the numbers mean nothing
+    outside it."""
+    seen: dict[str, int] = {}
+    return [np.array([seen.setdefault(piece, len(seen)) for piece in row], np.int32) for row in rows]
+
+
+class Tokeniser:
+    """A tokenizer loaded from a folder, a `tokenizer.json`, or a Hub id.
+
+    Raises:
+        InputError: nothing there that the `tokenizers` library can load.
+    """
+
+    def __init__(self, source: str) -> None:
+        from tokenizers import Tokenizer
+
+        self.source = source
+        path = Path(source)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            if path.exists():
+                self._tokenizer: Any = Tokenizer.from_file(str(file))
+            else:
+                self._tokenizer = Tokenizer.from_pretrained(source)
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(
+                f"cannot load a tokenizer from {source!r}: expected a folder with a tokenizer.json, such a "
+                f"file, or a Hub id that can be reached. tokenizers says: {error}"
+            ) from error
+
+    def encode(self, texts: Sequence[str]) -> list[Int32]:
+        """Token ids of each text, without special tokens added."""
+        # Rust strings hold no lone surrogates; a replacement keeps the rest of the text exact.
+        clean = [text.encode("utf-8", "replace").decode() for text in texts]
+        encoded = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens written out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
