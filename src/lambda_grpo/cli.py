@@ -1,6 +1,7 @@
 """The command line. Heavy libraries are imported only by the command that needs them."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -67,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LambdaGRPOError as error:
         print(f"lambda-grpo: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, `| head` say, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("\nlambda-grpo: interrupted", file=sys.stderr)
         return 130
