@@ -111,12 +111,14 @@ def process(
     A(λ) = (R̂(λ) - mean r) / (std r + ε) with the step reward R̂(λ) = mean of r over λ (paper,
     section 3), which is the mean of a over λ. Its gradient is `grpo`'s where no ratio is clipped and all
     tokens share one denominator (losses `dapo`, `bnpo`, `dr_grpo`); not for per-sequence means, nor for
-    sequence-level ratios.
+    sequence-level ratios. Completions without a policy token in `mask`, truncated ones say, are left out of
+    the mean, as they are left out of GRPO's sum.
 
     Arguments and errors as `grpo`.
     """
-    step_advantage = step_means(tree, _advantages(tree, rewards, advantages))
-    return _token_credit(tree, tree.per_token(step_advantage), 1.0, mask)
+    a_G = _advantages(tree, rewards, advantages)
+    counted = None if mask is None else np.asarray(tree.policy_tokens(mask).any(axis=1))
+    return _token_credit(tree, tree.per_token(step_means(tree, a_G, counted)), 1.0, mask)
 
 
 @_register
@@ -144,10 +146,15 @@ def lambda_grpo(
     return _token_credit(tree, a_G[:, None], tree.per_token(np.float32(1) / tree.size), mask)
 
 
-def step_means(tree: ProcessTree, values: Float64) -> Float64:
-    """Mean over each process set of one value per completion: (G,) → (N,)."""
-    sums = np.concatenate([[0.0], np.cumsum(values[tree.order])])
-    return (sums[tree.first + tree.size] - sums[tree.first]) / tree.size
+def step_means(tree: ProcessTree, values: ArrayLike, counted: NDArray[np.bool_] | None = None) -> Float64:
+    """Mean over each process set of one value per completion: (G,) → (N,).
+
+    With `counted` (G,) over the completions it marks only; 0 where a set has none.
+    """
+    values_G = np.asarray(values, np.float64)
+    if counted is None:
+        return _step_sums(tree, values_G) / tree.size
+    return _step_sums(tree, values_G * counted) / np.maximum(_step_sums(tree, counted), 1)
 
 
 def get_credit(name: str, kwargs: Mapping[str, Any] | None = None) -> Credit:
@@ -190,6 +197,12 @@ def _advantages(tree: ProcessTree, rewards: ArrayLike, advantages: ArrayLike | N
         if len(row) != tree.num_completions:
             raise InputError(f"{name}: expected {tree.num_completions} (one per completion), got {len(row)}")
     return rows["advantages"] if advantages is not None else group_advantage(rows["rewards"])
+
+
+def _step_sums(tree: ProcessTree, values: NDArray[Any]) -> Float64:
+    """Sum over each process set of one value per completion: (G,) → (N,)."""
+    sums = np.concatenate([[0.0], np.cumsum(values[tree.order])])
+    return sums[tree.first + tree.size] - sums[tree.first]
 
 
 def _token_credit(

@@ -10,6 +10,8 @@ number per step, its *gradient weight*: the factor on the gradient of each of it
 summed over the completions that share it. See `gradient_weight`.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -70,6 +72,52 @@ def shared_tokens(tree: ProcessTree, mask: ArrayLike | None = None) -> int:
 def counted(tree: ProcessTree, mask: ArrayLike | None = None) -> NDArray[np.bool_]:
     """(G,) bool: the completions that have a policy token, over which the paper's means run."""
     return np.asarray(tree.lengths > 0 if mask is None else tree.policy_tokens(mask).any(axis=1))
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over groups, from which means over any set of groups or processes follow.
+
+    Attributes:
+        groups, flat_groups: their number.
+        counted: completions with a policy token; the sums `path_depth` and
+            `intermediate_proportion` run over them.
+        masked: completions that have tokens, none of them the policy's.
+        tokens, shared_tokens: policy tokens, and those of them with |λ| > 1.
+    """
+
+    groups: int
+    flat_groups: int
+    counted: int
+    masked: int
+    path_depth: float
+    intermediate_proportion: float
+    tokens: int
+    shared_tokens: int
+
+
+def totals(trees: Sequence[ProcessTree], masks: Sequence[ArrayLike | None]) -> Totals:
+    """The sums of the measures over several groups, each with its mask (G, T) or None."""
+    pairs = list(zip(trees, masks, strict=True))
+    rows = [counted(*pair) for pair in pairs]
+    depths = [path_depth(*pair) for pair in pairs]
+    proportions = [intermediate_proportion(*pair) for pair in pairs]
+    filled = sum(int(np.count_nonzero(tree.lengths)) for tree in trees)
+    num_counted = sum(int(np.count_nonzero(row)) for row in rows)
+    return Totals(
+        groups=len(pairs),
+        flat_groups=sum(int(not depth.any()) for depth in depths),
+        counted=num_counted,
+        masked=filled - num_counted,
+        path_depth=sum(float(depth[row].sum()) for depth, row in zip(depths, rows, strict=True)),
+        intermediate_proportion=sum(
+            float(proportion[row].sum()) for proportion, row in zip(proportions, rows, strict=True)
+        ),
+        tokens=sum(
+            int((tree.lengths if mask is None else tree.policy_tokens(mask)).sum()) for tree, mask in pairs
+        ),
+        shared_tokens=sum(shared_tokens(*pair) for pair in pairs),
+    )
 
 
 def _has_own_leaf(tree: ProcessTree) -> NDArray[np.bool_]:

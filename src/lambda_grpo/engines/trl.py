@@ -1,5 +1,8 @@
 """λ-GRPO on TRL: `LambdaGRPOTrainer` is TRL's `GRPOTrainer` with a `credit`.
 
+A group may straddle processes: then its rows are gathered, the tree is built on each of them, and each keeps
+the credit of its own rows.
+
 Three hooks, each calls `super()` and copies no body:
 
 1. `_calculate_rewards` sees the completions' ids and rewards, which nothing later does: keep them.
@@ -20,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from trl import GRPOConfig, GRPOTrainer
 
 from lambda_grpo import measures
@@ -55,12 +59,11 @@ class LambdaGRPOConfig(GRPOConfig):
         if isinstance(self.credit_kwargs, str):
             raise InputError(f"credit_kwargs: expected a JSON object, got {self.credit_kwargs!r}")
         get_credit(self.credit, self.credit_kwargs)
-        rows = self.per_device_train_batch_size * self.steps_per_generation
-        if self.world_size > 1 and rows % self.num_generations:
+        if self.credit == "process" and self.importance_sampling_level != "token":
             raise InputError(
-                f"a group of {self.num_generations} completions would straddle processes: each of the "
-                f"{self.world_size} processes holds {rows} rows (per_device_train_batch_size × "
-                "steps_per_generation). Make that a multiple of num_generations."
+                "credit 'process' gives each token of a completion an advantage of its own, and is GRPO's gradient "
+                "only if each token has a ratio of its own too: set importance_sampling_level='token', or choose "
+                "credit 'lambda_grpo' or 'grpo'"
             )
 
 
@@ -72,6 +75,28 @@ class _Scored:
     completions: list[Any]
     completion_ids: list[list[int]]
     rewards_per_func: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Completions of whole groups: this process's, and where a group straddles processes all of that group.
+
+    Attributes:
+        ids: R lists of the completion's token ids, as generated.
+        advantages, rewards: (R,) TRL's own; a reward is NaN where no function could score.
+        masks: R bool arrays as long as the ids, the tokens that enter the loss; None: all of them.
+        contexts: R prompts, as bytes of their ids; None: all prompts of a group are the same.
+        first: number of the first row in the batch of all processes.
+        mine: the rows of this process.
+    """
+
+    ids: list[list[int]]
+    advantages: np.ndarray
+    rewards: np.ndarray
+    masks: list[np.ndarray] | None
+    contexts: list[bytes] | None
+    first: int
+    mine: slice
 
 
 class LambdaGRPOTrainer(GRPOTrainer):
@@ -107,69 +132,78 @@ class LambdaGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
-        scored = self._scored
         mode = "train" if self.model.training else "eval"
         size = self.num_generations if mode == "train" else self.num_generations_eval
-        groups = np.arange(len(scored.completion_ids)) // size
-        trees = ProcessTree.build_many(scored.completion_ids, groups)
-        masks = self._masks(batch, trees, size)
-        rewards, unscorable = self._local_rewards(scored)
-        own_advantages = batch["advantages"].cpu().numpy()
-
-        advantages = np.zeros(tuple(batch["completion_ids"].shape), np.float32)
-        weights = np.zeros_like(advantages)
+        rows = self._rows(batch, size)
+        trees = ProcessTree.build_many(rows.ids, [i // size for i in range(len(rows.ids))], rows.contexts)
+        masks = [_group_mask(tree, rows.masks, g * size) for g, tree in enumerate(trees)]
+        width = max(batch["completion_ids"].shape[1], *(tree.step_index.shape[1] for tree in trees))
+        advantages, weights = np.zeros((2, len(rows.ids), width), np.float32)
         credit = partial(get_credit(self.args.credit), **(self.args.credit_kwargs or {}))
+        rewards = np.nan_to_num(rows.rewards, nan=0.0, posinf=np.inf, neginf=-np.inf)
         for g, (tree, mask) in enumerate(zip(trees, masks, strict=True)):
-            rows = slice(g * size, (g + 1) * size)
-            result = credit(tree, rewards[rows], advantages=own_advantages[rows], mask=mask)
+            group = slice(g * size, (g + 1) * size)
+            result = credit(tree, rewards[group], advantages=rows.advantages[group], mask=mask)
             tokens = slice(result.weight.shape[1])
-            advantages[rows, tokens] = result.advantage
-            weights[rows, tokens] = result.weight
-        device = batch["advantages"].device
-        batch["advantages"] = torch.from_numpy(advantages).to(device)
-        batch["credit_weights"] = torch.from_numpy(weights).to(device)
+            advantages[group, tokens] = result.advantage
+            weights[group, tokens] = result.weight
 
-        self._log_trees(mode, trees, masks, weights)
-        self._log_mean(mode, "credit/unscorable", unscorable.sum(), len(groups))
+        like = batch["advantages"]
+        for name, values in (("advantages", advantages), ("credit_weights", weights)):
+            mine = values[rows.mine, : batch["completion_ids"].shape[1]]
+            batch[name] = torch.from_numpy(np.ascontiguousarray(mine)).to(like.device)
+        self._log_credit(mode, rows, trees, masks, weights)
         if self.args.save_rollouts and mode == "train":
-            self._save_rollouts(scored, groups, rewards, own_advantages)
+            self._save_rollouts(rows, size)
         return batch
 
-    def _masks(self, batch: dict[str, Any], trees: list[ProcessTree], size: int) -> list[np.ndarray | None]:
-        """Each group's (G, T) mask of the tokens that enter the loss; None where all of them do."""
-        if "tool_mask" not in batch and not self.mask_truncated_completions:
-            return [None] * len(trees)
-        mask = (batch["completion_mask"] * batch.get("tool_mask", 1)).bool().cpu().numpy()
-        return [mask[g * size : (g + 1) * size, : tree.step_index.shape[1]] for g, tree in enumerate(trees)]
-
-    def _local_rewards(self, scored: _Scored) -> tuple[np.ndarray, np.ndarray]:
-        """This process's rewards (B,), 0 where no function could score; and which rows those are."""
-        count = len(scored.completion_ids)
-        start = self.accelerator.process_index * count
-        per_func = scored.rewards_per_func[start : start + count]
+    def _rows(self, batch: dict[str, Any], size: int) -> _Rows:
+        """What TRL generated and scored, with the rows of other processes where a group needs them."""
+        ids = self._scored.completion_ids
+        count = len(ids)
+        first = start = self.accelerator.process_index * count
+        straddles = self.accelerator.num_processes > 1 and count % size > 0
+        per_func = self._scored.rewards_per_func
         rewards = (per_func * self.reward_weights.to(per_func.device)).nansum(dim=1)
-        return rewards.cpu().numpy(), per_func.isnan().all(dim=1).cpu().numpy()
+        rewards[per_func.isnan().all(dim=1)] = torch.nan
+        masks = None
+        if "tool_mask" in batch or self.mask_truncated_completions:
+            in_loss = (batch["completion_mask"] * batch.get("tool_mask", 1)).bool().cpu().numpy()
+            masks = [row[: len(own)] for row, own in zip(in_loss, ids, strict=True)]
+        contexts = _contexts(batch, 1 if straddles else size)
+        advantages = batch["advantages"].cpu().numpy()
+        end = start + count
+        if straddles:
+            first, end = first - first % size, -(-end // size) * size
+            ids = gather_object(ids)[first:end]
+            advantages = self.accelerator.gather(batch["advantages"]).cpu().numpy()[first:end]
+            masks = None if masks is None else gather_object(masks)[first:end]
+            contexts = gather_object(contexts)[first:end]
+        mine = slice(start - first, start - first + count)
+        return _Rows(ids, advantages, rewards[first:end].cpu().numpy(), masks, contexts, first, mine)
 
-    def _log_trees(
-        self, mode: str, trees: list[ProcessTree], masks: list[np.ndarray | None], weights: np.ndarray
+    def _log_credit(
+        self,
+        mode: str,
+        rows: _Rows,
+        trees: list[ProcessTree],
+        masks: list[np.ndarray | None],
+        weights: np.ndarray,
     ) -> None:
-        pairs = list(zip(trees, masks, strict=True))
-        counted = np.concatenate([measures.counted(*pair) for pair in pairs])
-        depths = [measures.path_depth(*pair) for pair in pairs]
-        flat = sum(not depth.any() for depth in depths)
-        depth = np.concatenate(depths)
-        proportion = np.concatenate([measures.intermediate_proportion(*pair) for pair in pairs])
-        shared = sum(measures.shared_tokens(*pair) for pair in pairs)
-        lengths = np.concatenate([tree.lengths for tree in trees])
-        tokens = lengths.sum()
-        if masks[0] is not None:
-            tokens = sum(tree.policy_tokens(mask).sum() for tree, mask in pairs)
-        self._log_mean(mode, "tree/path_depth", depth[counted].sum(), counted.sum())
-        self._log_mean(mode, "tree/intermediate_proportion", proportion[counted].sum(), counted.sum())
-        self._log_mean(mode, "tree/shared_tokens", shared, tokens)
-        self._log_mean(mode, "tree/flat_groups", flat, len(trees))
-        self._log_mean(mode, "credit/mean_weight", weights.sum(), tokens)
-        self._log_mean(mode, "credit/truncated", (lengths > 0).sum() - counted.sum(), len(counted))
+        size = len(rows.ids) // len(trees)
+        ours = -(-rows.mine.start // size)  # a group counts where its first completion lies
+        totals = measures.totals(trees[ours:], masks[ours:])
+        mine = rows.rewards[rows.mine]
+        for name, total, count in (
+            ("tree/path_depth", totals.path_depth, totals.counted),
+            ("tree/intermediate_proportion", totals.intermediate_proportion, totals.counted),
+            ("tree/shared_tokens", totals.shared_tokens, totals.tokens),
+            ("tree/flat_groups", totals.flat_groups, totals.groups),
+            ("credit/mean_weight", float(weights[ours * size :].sum()), totals.tokens),
+            ("credit/truncated", totals.masked, totals.counted + totals.masked),
+            ("credit/unscorable", int(np.isnan(mine).sum()), len(mine)),
+        ):
+            self._log_mean(mode, name, total, count)
 
     def _log_mean(self, mode: str, name: str, total: float, count: float) -> None:
         """Append total / count to TRL's metrics, both summed over processes."""
@@ -178,22 +212,20 @@ class LambdaGRPOTrainer(GRPOTrainer):
             total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
         self._metrics[mode][name].append(float(total) / max(float(count), 1.0))
 
-    def _save_rollouts(
-        self, scored: _Scored, groups: np.ndarray, rewards: np.ndarray, advantages: np.ndarray
-    ) -> None:
-        rank = self.accelerator.process_index
+    def _save_rollouts(self, rows: _Rows, size: int) -> None:
+        mine = range(rows.mine.start, rows.mine.stop)
         write_rollouts(
             self.args.output_dir,
             Rollouts(
                 step=self.state.global_step,
-                groups=groups + rank * (groups[-1] + 1),
-                prompts=scored.prompts,
-                completions=scored.completions,
-                token_ids=scored.completion_ids,
-                rewards=rewards,
-                advantages=advantages,
+                groups=np.array([(rows.first + i) // size for i in mine]),
+                prompts=self._scored.prompts,
+                completions=self._scored.completions,
+                token_ids=self._scored.completion_ids,
+                rewards=rows.rewards[rows.mine],
+                advantages=rows.advantages[rows.mine],
             ),
-            rank=rank,
+            rank=self.accelerator.process_index,
         )
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
@@ -242,3 +274,26 @@ class LambdaGRPOTrainer(GRPOTrainer):
                 factor = torch.where(delta.abs() < 1e-6, delta / 2, 1 - delta / torch.expm1(delta))
             terms = terms + grad * factor
         return float(loss.detach() + ((weights - 1) * terms).sum())
+
+
+def _contexts(batch: dict[str, Any], size: int) -> list[bytes] | None:
+    """Each row's prompt, as the bytes of its ids; None if all prompts are the same in each group of `size`.
+
+    With `size` 1 there is nothing to compare, and every row gets its prompt.
+    """
+    ids, mask = batch["prompt_ids"], batch["prompt_mask"]
+    if size > 1:
+        grouped = torch.cat([ids, mask], dim=1).view(-1, size, 2 * ids.shape[1])
+        if (grouped == grouped[:, :1]).all():
+            return None
+    return [row[real].cpu().numpy().tobytes() for row, real in zip(ids, mask.bool(), strict=True)]
+
+
+def _group_mask(tree: ProcessTree, masks: list[np.ndarray] | None, first: int) -> np.ndarray | None:
+    """The (G, T) mask of the group whose rows begin at `first`."""
+    if masks is None:
+        return None
+    mask = np.zeros(tree.step_index.shape, bool)
+    for i, row in enumerate(masks[first : first + len(mask)]):
+        mask[i, : len(row)] = row
+    return mask
