@@ -61,9 +61,9 @@ class LambdaGRPOConfig(GRPOConfig):
         get_credit(self.credit, self.credit_kwargs)
         if self.credit == "process" and self.importance_sampling_level != "token":
             raise InputError(
-                "credit 'process' gives each token of a completion an advantage of its own, and is GRPO's gradient "
-                "only if each token has a ratio of its own too: set importance_sampling_level='token', or choose "
-                "credit 'lambda_grpo' or 'grpo'"
+                "credit 'process' gives each token of a completion an advantage of its own, and is GRPO's "
+                "gradient only if each token has a ratio of its own too: set importance_sampling_level="
+                "'token', or choose credit 'lambda_grpo' or 'grpo'"
             )
 
 
