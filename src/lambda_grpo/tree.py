@@ -264,11 +264,7 @@ def _build(
         keys = groups * num_contexts + ranks
     order = sort_rows(flat, offsets, lengths, keys)
     row_starts = np.searchsorted(groups[order], np.arange(num_groups + 1))
-
-    # lcp[k]: tokens that sorted rows k - 1 and k share; 0 across contexts, -1 across groups.
-    lcp = np.full(len(order) + 1, -1, np.int32)
-    lcp[1:-1] = common_prefixes(flat, offsets[order], lengths[order])
-    lcp[1:-1][keys[order[1:]] != keys[order[:-1]]] = 0
+    lcp = _shared_with_previous(flat, offsets[order], lengths[order], keys[order])
     lcp[row_starts] = -1
 
     lo, hi, end = find_process_sets(lcp, lengths[order])
@@ -303,3 +299,13 @@ def _build(
         fields |= {name: values[nodes] for name, values in per_node.items()}
         trees.append(ProcessTree(**fields, _flat=flat))
     return trees
+
+
+def _shared_with_previous(
+    flat: Int32, begin: NDArray[np.int64], lengths: Int32, keys: NDArray[np.int64]
+) -> Int32:
+    """(B + 1,): tokens that sorted rows k - 1 and k share; 0 across keys, -1 at both ends."""
+    lcp = np.full(len(begin) + 1, -1, np.int32)
+    lcp[1:-1] = common_prefixes(flat, begin, lengths)
+    lcp[1:-1][keys[1:] != keys[:-1]] = 0
+    return lcp
