@@ -21,6 +21,9 @@ settings:
   --task TASK         name of the task (thinking-sums); `lambda-grpo tasks` lists them
   --credit CREDIT     lambda_grpo (the default), grpo or process
   --output_dir DIR    run folder (runs/TASK-CREDIT-TIME)
+  --validate_every N  validate on held-out problems every N steps and keep the best checkpoint
+  --early_stopping_patience N  stop after N validations without a new best
+  --report_every N    refresh report.html in the run folder every N steps
   --help-all          list every setting"""
 
 
@@ -78,11 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(recipe: str, flags: Sequence[str]) -> int:
     try:
-        from lambda_grpo import console, train
+        from lambda_grpo import console, settings, train
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
-    folder = train.train(train.resolve(recipe, flags))
-    console.CONSOLE.print(f"Everything is in {folder}: the curves in curve.png, the policy in model/")
+    trained = train.train(settings.resolve(recipe, flags))
+    train.show(trained)
+    folder, what = trained.folder, "the curves in curve.png, the policy in model/"
+    console.CONSOLE.print(f"Everything is in {folder}: {what}, what was learnt from in report.html")
     return 0
 
 
