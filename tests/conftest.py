@@ -5,9 +5,30 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def policy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def quick_policy(policy_cache: Path) -> Iterator[None]:
+    """The embedded policy is one pre-trained for a few steps, once for all modules that ask for it."""
+    from lambda_grpo import policy
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(policy, "PRETRAINING", policy.Pretraining(steps=30, batch_size=32))
+    patch.setenv("LAMBDA_GRPO_CACHE", str(policy_cache))
+    yield
+    patch.undo()

@@ -12,7 +12,7 @@ import yaml
 
 from lambda_grpo import InputError, cli, policy, runs
 from lambda_grpo.evaluation import bootstrap
-from lambda_grpo.train import resolve
+from lambda_grpo.settings import resolve
 
 SMALL = [
     "--max_steps",
@@ -26,13 +26,7 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_policy(tmp_path_factory: pytest.TempPathFactory) -> None:
-    patch = pytest.MonkeyPatch()
-    patch.setattr(policy, "PRETRAINING", policy.Pretraining(steps=30, batch_size=32))
-    patch.setenv("LAMBDA_GRPO_CACHE", str(tmp_path_factory.mktemp("cache")))
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("quick_policy")
 
 
 def run(*arguments: str) -> int:
@@ -175,4 +169,4 @@ def test_a_missing_extra_is_named() -> None:
     code = "import sys; sys.modules['trl'] = None; from lambda_grpo import cli; sys.exit(cli.main(['train']))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert "`lambda-grpo train` needs trl: pip install 'lambda-grpo[train]'" in result.stderr
+    assert "needs the package trl, which is not installed: pip install 'lambda-grpo[train]'" in result.stderr

@@ -21,6 +21,10 @@ settings:
   --task TASK         name of the task (thinking-sums); `lambda-grpo tasks` lists them
   --credit CREDIT     lambda_grpo (the default), grpo or process
   --output_dir DIR    run folder (runs/TASK-CREDIT-TIME)
+  --compare A,B       train with each of these credits from the same start, and show them side by side
+  --validate_every N  validate on held-out problems every N steps and keep the best checkpoint
+  --early_stopping_patience N  stop after N validations without a new best
+  --report_every N    refresh report.html in the run folder every N steps
   --help-all          list every setting"""
 
 
@@ -78,11 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(recipe: str, flags: Sequence[str]) -> int:
     try:
-        from lambda_grpo import console, train
+        from lambda_grpo import compare, console, settings, train
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
-    folder = train.train(train.resolve(recipe, flags))
-    console.CONSOLE.print(f"Everything is in {folder}: the curves in curve.png, the policy in model/")
+    resolved = settings.resolve(recipe, flags)
+    if resolved.options.compare:
+        folder = compare.compare(resolved)
+        what = "the curves in compare.png, the numbers in compare.json, each run in its own folder"
+    else:
+        trained = train.train(resolved)
+        train.show(trained)
+        folder, what = trained.folder, "the curves in curve.png, the policy in model/"
+    console.CONSOLE.print(f"Everything is in {folder}: {what}, what was learnt from in report.html")
     return 0
 
 

@@ -1,10 +1,11 @@
-"""What the commands show in a terminal: progress bars and the table before → after."""
+"""What the commands show in a terminal: progress bars and the table of results."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -43,12 +44,32 @@ def progress(title: str) -> Iterator[Shown]:
             bar.stop()
 
 
-def before_after(before: Evaluation, after: Evaluation) -> None:
-    """Print the table: accuracies with 95% intervals, the task's traits, mean length."""
-    table = Table("", "before", "after")
-    for title, name in (("sampled accuracy", "sampled_accuracy"), ("greedy accuracy", "greedy_accuracy")):
-        table.add_row(title, str(getattr(before, name)), str(getattr(after, name)))
-    for name, value in before.traits.items():
-        table.add_row(f"{name} rate", f"{value:.3f}", f"{after.traits[name]:.3f}")
-    table.add_row("mean length (tokens)", f"{before.mean_length:.1f}", f"{after.mean_length:.1f}")
-    CONSOLE.print(table)
+def table(columns: Mapping[str, Evaluation], more: Mapping[str, Mapping[str, str]], note: str = "") -> None:
+    """Print evaluations side by side: accuracies with 95% intervals, the task's traits, mean length.
+
+    Args:
+        columns: title → evaluation.
+        more: further rows, title → column → text.
+        note: stands below.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for title, evaluation in columns.items():
+        cells = {
+            "sampled accuracy": str(evaluation.sampled_accuracy),
+            "greedy accuracy": str(evaluation.greedy_accuracy),
+            **{f"{name} rate": f"{value:.3f}" for name, value in evaluation.traits.items()},
+            "mean length (tokens)": f"{evaluation.mean_length:.1f}",
+        }
+        for name, cell in cells.items():
+            rows.setdefault(name, {})[title] = cell
+    shown = Table("", *columns)
+    narrow = len(columns) > 2  # put intervals below their means
+    for name, row in (rows | {key: dict(value) for key, value in more.items()}).items():
+        shown.add_row(name, *(_cell(row.get(title, ""), narrow) for title in columns))
+    CONSOLE.print(shown)
+    if note:
+        CONSOLE.print(note, markup=False, highlight=False)
+
+
+def _cell(text: str, narrow: bool) -> str:
+    return escape(text.replace(" [", "\n[").replace(", ", ",\u00a0") if narrow else text)

@@ -1,12 +1,17 @@
 """The run folder: what a training run leaves behind, each file written aside and renamed.
 
 config.yaml          every setting, resolved
-metrics.jsonl        one JSON object per logged step
+metrics.jsonl        one JSON object per logged step; names of validation begin with eval_
+tokenizer/           the policy's tokenizer
 rollouts/*.parquet   one row per completion: step, group, prompt, completion, token_ids, reward, advantage
-checkpoint-*/        as transformers writes them
-model/               the trained policy
+checkpoint-*/        as transformers writes them; with validation, the best
+model/               the trained policy; with validation, the best
 results.json         the table before → after
 curve.png            the curves of metrics.jsonl
+report.html, .json   what `lambda-grpo report` makes of the rollouts
+
+A comparison holds such a folder for each credit and, over all of them, config.yaml, compare.json, compare.png
+and report.html.
 """
 
 import json
@@ -29,11 +34,21 @@ def create_run_folder(folder: Path) -> None:
     Raises:
         InputError: it already holds something, or cannot be made.
     """
+    check_unused(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        present = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
-        raise InputError(f"output_dir {str(folder)!r}: cannot be used as a folder: {error}") from error
+        raise _no_folder(folder, error) from error
+
+
+def check_unused(folder: Path) -> None:
+    """Refuse a folder that already holds something, or is none."""
+    try:
+        present = sorted(entry.name for entry in folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _no_folder(folder, error) from error
     if present:
         what = "another run" if "config.yaml" in present else "other files"
         raise InputError(
@@ -41,6 +56,10 @@ def create_run_folder(folder: Path) -> None:
             f"{', …' if len(present) > 4 else ''}), and nothing is overwritten: choose another output_dir, "
             "or remove it yourself"
         )
+
+
+def _no_folder(folder: Path, error: OSError) -> InputError:
+    return InputError(f"output_dir {str(folder)!r}: cannot be used as a folder: {error}")
 
 
 @contextmanager

@@ -1,10 +1,8 @@
 """`lambda-grpo train`: settings in, a trained policy and its run folder out."""
 
-import dataclasses
-import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,113 +10,72 @@ from typing import Any
 import torch
 import yaml
 from datasets import Dataset
-from transformers import HfArgumentParser, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
-from lambda_grpo import console, curves, policy, runs
-from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
-from lambda_grpo.errors import InputError, unknown_name
+from lambda_grpo import console, curves, policy, runs, splits
+from lambda_grpo.callbacks import CheckMetric, Log, Refresh, Report
+from lambda_grpo.engines.trl import LambdaGRPOTrainer
 from lambda_grpo.evaluation import Evaluation, Sampling, evaluate
+from lambda_grpo.options import Settings, TrainOptions
+from lambda_grpo.splits import Splits
 from lambda_grpo.tasks import Problem, Task, get_task
-
-RECIPES = Path(__file__).parent / "recipes"
-DEFAULT_RECIPE = "thinking-sums"
-
-
-@dataclass
-class TrainOptions:
-    """What `train` adds to `LambdaGRPOConfig`."""
-
-    model: str = field(
-        default=policy.EMBEDDED,
-        metadata={"help": "Local folder, Hub id, or `embedded` for the policy made on this machine."},
-    )
-    task: str = field(default="thinking-sums", metadata={"help": "Name of the task."})
-    train_problems: int = field(default=10_000, metadata={"help": "Size of the training set."})
-    eval_problems: int = field(default=512, metadata={"help": "Test problems, before and after."})
 
 
 @dataclass(frozen=True)
-class Settings:
-    """One run's settings, resolved: defaults ← recipe ← flags."""
+class Validated:
+    """How validation went.
 
-    options: TrainOptions
-    config: LambdaGRPOConfig
-    explicit: dict[str, Any]  # what recipe and flags set: a recipe that repeats the run
-
-
-class _Parser(HfArgumentParser):
-    """One flag per field of `TrainOptions` and `LambdaGRPOConfig`."""
-
-    def __init__(self) -> None:
-        super().__init__([TrainOptions, LambdaGRPOConfig], prog="lambda-grpo train", allow_abbrev=False)
-
-    def error(self, message: str) -> Any:
-        raise InputError(message)
-
-
-def resolve(recipe: str, flags: Sequence[str]) -> Settings:
-    """Read the recipe (a path, or the name of one of ours) and lay the flags over it.
-
-    Raises:
-        InputError: no such recipe, an unknown key or flag (with the nearest miss), a value that does not fit.
+    Attributes:
+        metric: what decides on the best, `eval_reward` unless set otherwise.
+        best_step, best_value: of the best checkpoint, which is the policy in `model/`. The policy at the
+            start is no checkpoint, even if it was better.
+        start_value: of the policy at the start; nan if it was not validated.
+        every, problems, problems_from: how often, on how many, from which of the task's splits.
     """
-    parser = _Parser()
-    if "--help-all" in flags:
-        parser.print_help()
-        raise SystemExit(0)
-    names = [f.name for cls in (TrainOptions, LambdaGRPOConfig) for f in dataclasses.fields(cls) if f.init]
-    content = _read_recipe(recipe)
-    for key in content:
-        if key not in names:
-            raise unknown_name(f"key in recipe {recipe!r}:", key, names)
-    flagged = [flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
-    flagged = [name if name in names else name.removeprefix("no_") for name in flagged]
-    for name in flagged:
-        if name not in names:
-            raise unknown_name("flag", f"--{name}", [f"--{known}" for known in names])
 
-    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    parser.set_defaults(
-        use_cpu=on_cpu, bf16=not on_cpu, report_to="none", logging_steps=1, save_rollouts=True
-    )
-    parser.set_defaults(**content)
-    try:
-        options, config, rest = parser.parse_args_into_dataclasses(
-            list(flags), return_remaining_strings=True, look_for_args_file=False
+    metric: str
+    best_step: int
+    best_value: float
+    start_value: float
+    every: int
+    problems: int
+    problems_from: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.metric} {self.best_value:.3f} ({self.start_value:.3f} at the start), "
+            f"on {self.problems} held-out problems of the {self.problems_from} split"
         )
-    except (ValueError, TypeError, ImportError) as error:
-        raise error if isinstance(error, InputError) else InputError(f"settings: {error}") from error
-    if rest:
-        raise InputError(f"unexpected argument {rest[0]!r}: settings are given as --name value")
-    if "output_dir" not in {*content, *flagged}:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        config.output_dir = f"runs/{re.sub('[^a-z0-9]+', '-', options.task)}-{config.credit}-{stamp}"
-    values = asdict(options) | config.to_dict()
-    explicit = {name: values[name] for name in dict.fromkeys([*content, *flagged, "output_dir"])}
-    return Settings(options, config, explicit)
 
 
-def _read_recipe(recipe: str) -> dict[str, Any]:
-    path = Path(recipe)
-    if not path.suffix:
-        path = RECIPES / f"{recipe}.yaml"
-        if not path.exists():
-            raise unknown_name("recipe", recipe, [known.stem for known in RECIPES.glob("*.yaml")])
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"recipe {str(path)!r}: cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"recipe {str(path)!r}: expected `key: value` lines, got {type(content).__name__}")
-    return content
+@dataclass(frozen=True)
+class Trained:
+    """One run: where it is and how it went; `model_step` is the step of the policy in `model/`."""
+
+    folder: Path
+    before: Evaluation
+    after: Evaluation
+    steps: int
+    model_step: int
+    validated: Validated | None
+    seconds: float
 
 
-def train(settings: Settings) -> Path:
-    """Train one policy; return its run folder.
+class _Trainer(LambdaGRPOTrainer):
+    """Validates with random numbers of its own, always the same, so that it does not change training."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.args.seed + self.accelerator.process_index)
+            return super().evaluate(*args, **kwargs)
+
+
+def train(settings: Settings) -> Trained:
+    """Train one policy.
 
     Raises:
-        InputError: an unknown task, an unreadable model, an output folder that is in use.
+        InputError: an unknown task, an unreadable model, an output folder that is in use, too few problems.
     """
     options, config = settings.options, settings.config
     folder = Path(config.output_dir)
@@ -126,6 +83,8 @@ def train(settings: Settings) -> Path:
     task = get_task(options.task)
     if options.model != policy.EMBEDDED:
         model, tokenizer = policy.load_policy(options.model, **(config.model_init_kwargs or {}))
+    runs.check_unused(folder)
+    problems = _draw(task, settings)
     runs.create_run_folder(folder)
     with runs.written_whole(folder / "config.yaml") as aside:
         aside.write_text(yaml.safe_dump(settings.explicit, sort_keys=False, allow_unicode=True))
@@ -133,40 +92,111 @@ def train(settings: Settings) -> Path:
         with console.progress("Pre-training the embedded policy (once)") as shown:
             path = policy.embedded_policy(shown)
         model, tokenizer = policy.load_policy(str(path))
+    tokenizer.save_pretrained(folder / "tokenizer")
 
-    problems = task.problems("train", options.train_problems, config.seed)
-    trainer = LambdaGRPOTrainer(
+    started = time.monotonic()
+    trainer = _trainer(model, tokenizer, task, problems, settings)
+    before = _evaluate(trainer, task, problems.test, "Evaluating before")
+    report = Report([folder], folder / "report.html", folder / "tokenizer")
+    with console.progress(f"Training with {config.credit}") as shown:
+        trainer.add_callback(Log(folder, shown))
+        trainer.add_callback(Refresh(report, options.report_every))
+        trainer.train()
+    after = _evaluate(trainer, task, problems.test, "Evaluating after")
+    trainer.save_model(str(folder / "model"))
+    seconds = round(time.monotonic() - started, 1)
+    trained = Trained(folder, before, after, *_outcome(trainer, problems, options), seconds)
+    _write(trained, settings)
+    if config.save_rollouts:
+        report.write()
+    return trained
+
+
+def show(trained: Trained) -> None:
+    """Print the table before → after."""
+    title, note = "after", ""
+    if trained.validated:
+        title = f"after (step {trained.model_step})"
+        note = f"best in validation: step {trained.validated.best_step}, {trained.validated}"
+    console.table({"before": trained.before, title: trained.after}, {}, note)
+
+
+def _draw(task: Task, settings: Settings) -> Splits:
+    """The problems of a run with these settings.
+
+    Raises:
+        InputError: the task has too few.
+    """
+    options = settings.options
+    wanted = splits.Sizes(
+        options.train_problems,
+        options.validation_problems if options.validate_every else 0,
+        options.eval_problems,
+    )
+    return splits.draw(task, wanted, settings.config.seed)
+
+
+def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings: Settings) -> _Trainer:
+    train, validation = (
+        [{"prompt": problem.prompt, "problem": i} for i, problem in enumerate(part, start)]
+        for part, start in ((problems.train, 0), (problems.validation, len(problems.train)))
+    )
+    trainer = _Trainer(
         model,
-        _reward_function(task, problems),
-        config,
-        train_dataset=Dataset.from_list(
-            [{"prompt": problem.prompt, "problem": i} for i, problem in enumerate(problems)]
-        ),
+        _reward_function(task, [*problems.train, *problems.validation]),
+        settings.config,
+        train_dataset=Dataset.from_list(train),
+        eval_dataset=Dataset.from_list(validation) if validation else None,
         processing_class=tokenizer,
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    started = time.monotonic()
-    before = _evaluate(trainer, task, options, "Evaluating before")
-    with console.progress(f"Training with {config.credit}") as shown:
-        trainer.add_callback(_Log(folder, shown))
-        trainer.train()
-    after = _evaluate(trainer, task, options, "Evaluating after")
-    trainer.save_model(str(folder / "model"))
+    if validation:
+        trainer.add_callback(CheckMetric())
+        if tied := getattr(model, "all_tied_weights_keys", None):
+            # Tells transformers that tied weights are not missing from the checkpoint it loads.
+            model._keys_to_ignore_on_save = model._keys_to_ignore_on_save or list(tied)
+    if settings.options.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(settings.options.early_stopping_patience))
+    return trainer
+
+
+def _outcome(trainer: _Trainer, problems: Splits, options: TrainOptions) -> tuple[int, int, Validated | None]:
+    """Steps done, the step of the policy that the trainer holds now, and how validation went."""
+    state, config = trainer.state, trainer.args
+    if not problems.validation or state.best_global_step is None:
+        return state.global_step, state.global_step, None
+    metric = f"eval_{config.metric_for_best_model.removeprefix('eval_')}"
+    start = [row[metric] for row in state.log_history if row["step"] == 0 and row.get(metric) is not None]
+    validated = Validated(
+        metric=metric,
+        best_step=state.best_global_step,
+        best_value=float(state.best_metric),
+        start_value=float(start[0]) if start else float("nan"),
+        every=options.validate_every,
+        problems=len(problems.validation),
+        problems_from=problems.validation_from,
+    )
+    loaded = config.load_best_model_at_end
+    return state.global_step, validated.best_step if loaded else state.global_step, validated
+
+
+def _write(trained: Trained, settings: Settings) -> None:
     results = {
         "settings": settings.explicit,
-        "before": asdict(before),
-        "after": asdict(after),
-        "seconds": round(time.monotonic() - started, 1),
+        "before": asdict(trained.before),
+        "after": asdict(trained.after),
+        "steps": trained.steps,
+        "model_step": trained.model_step,
+        "validation": asdict(trained.validated) if trained.validated else None,
+        "seconds": trained.seconds,
         "versions": {name: version(name) for name in ("lambda-grpo", "torch", "transformers", "trl")},
     }
-    runs.write_json(folder / "results.json", results)
-    curves.draw(folder)
-    console.before_after(before, after)
-    return folder
+    runs.write_json(trained.folder / "results.json", results)
+    curves.draw(trained.folder, best_step=trained.validated.best_step if trained.validated else None)
 
 
-def _evaluate(trainer: LambdaGRPOTrainer, task: Task, options: TrainOptions, title: str) -> Evaluation:
+def _evaluate(trainer: _Trainer, task: Task, problems: Sequence[Problem], title: str) -> Evaluation:
     config = trainer.args
     sampling = Sampling(
         max_new_tokens=config.max_completion_length,
@@ -175,7 +205,6 @@ def _evaluate(trainer: LambdaGRPOTrainer, task: Task, options: TrainOptions, tit
         top_k=config.top_k,
         batch_size=config.per_device_eval_batch_size,
     )
-    problems = task.problems("test", options.eval_problems, config.seed)
     model = trainer.accelerator.unwrap_model(trainer.model)
     with console.progress(title) as shown:
         return evaluate(model, trainer.processing_class, task, problems, sampling, shown)
@@ -199,18 +228,3 @@ def _text(completion: Any) -> str:
     if isinstance(completion, str):
         return completion
     return "\n".join(turn["content"] or "" for turn in completion if turn["role"] == "assistant")
-
-
-class _Log(TrainerCallback):
-    """Writes metrics.jsonl and moves the progress bar."""
-
-    def __init__(self, folder: Path, shown: console.Shown) -> None:
-        self.folder, self.shown = folder, shown
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if state.is_world_process_zero and "loss" in logs:
-            runs.append_metrics(self.folder, {"step": state.global_step, **logs})
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        rewards = [row["reward"] for row in state.log_history[-1:] if "reward" in row]
-        self.shown(state.global_step, state.max_steps, *(f"reward {r:.2f}" for r in rewards))

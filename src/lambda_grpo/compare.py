@@ -1,0 +1,79 @@
+"""`lambda-grpo train --compare grpo,lambda_grpo`: one run per credit, all else the same, side by side.
+
+The runs start from the same weights and see the same problems in the same order with the same seed. What they
+sample is the same too until their weights differ. It is one seed: the intervals in the table say how far the
+test problems decide, not how much another seed would change.
+"""
+
+import gc
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from lambda_grpo import console, curves, runs
+from lambda_grpo.callbacks import Report
+from lambda_grpo.options import Settings
+from lambda_grpo.train import Trained, train
+
+
+def compare(settings: Settings) -> Path:
+    """Train once with each credit; print and write the comparison; return its folder.
+
+    Raises:
+        InputError: as `train`.
+    """
+    folder = Path(settings.config.output_dir)
+    runs.check_unused(folder)
+    compared: dict[str, Trained] = {}
+    for credit in settings.credits:
+        compared[credit] = train(settings.for_credit(credit))
+        gc.collect()  # trainers refer to themselves; the next one needs the memory
+    with runs.written_whole(folder / "config.yaml") as aside:
+        aside.write_text(yaml.safe_dump(settings.explicit, sort_keys=False, allow_unicode=True))
+    _write(folder, settings, compared)
+    _show(compared)
+    return folder
+
+
+def _write(folder: Path, settings: Settings, compared: dict[str, Trained]) -> None:
+    first = next(iter(compared.values()))
+    content = {
+        "settings": settings.explicit,
+        "before": asdict(first.before),
+        "same_start": all(run.before == first.before for run in compared.values()),
+        "credits": {
+            credit: {
+                "folder": run.folder.name,
+                "after": asdict(run.after),
+                "steps": run.steps,
+                "model_step": run.model_step,
+                "validation": asdict(run.validated) if run.validated else None,
+                "seconds": run.seconds,
+            }
+            for credit, run in compared.items()
+        },
+    }
+    runs.write_json(folder / "compare.json", content)
+    curves.draw_comparison(
+        folder / "compare.png",
+        {credit: run.folder for credit, run in compared.items()},
+        {credit: run.validated.best_step for credit, run in compared.items() if run.validated},
+    )
+    if settings.config.save_rollouts:
+        folders = [run.folder for run in compared.values()]
+        Report(folders, folder / "report.html", first.folder / "tokenizer").write()
+
+
+def _show(compared: dict[str, Trained]) -> None:
+    more: dict[str, dict[str, str]] = {"best validation": {}, "seconds": {}}
+    columns = {"before": next(iter(compared.values())).before}
+    for credit, run in compared.items():
+        title = f"{credit} after"
+        columns[title] = run.after
+        more["seconds"][title] = f"{run.seconds:.0f}"
+        if run.validated:
+            more["best validation"][title] = (
+                f"{run.validated.best_value:.3f}\nat step {run.validated.best_step}"
+            )
+    console.table(columns, {title: row for title, row in more.items() if row})

@@ -1,0 +1,107 @@
+"""Settings of `lambda-grpo train`: defaults ← recipe ← flags, checked before anything long runs."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+
+from lambda_grpo.engines.trl import LambdaGRPOConfig
+from lambda_grpo.errors import InputError, unknown_name
+from lambda_grpo.options import Settings, TrainOptions, check, check_best_is_kept, check_credits, implied
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class _Parser(HfArgumentParser):
+    """One flag per field of `TrainOptions` and `LambdaGRPOConfig`."""
+
+    def __init__(self) -> None:
+        super().__init__([TrainOptions, LambdaGRPOConfig], prog="lambda-grpo train", allow_abbrev=False)
+
+    def error(self, message: str) -> Any:
+        raise InputError(message)
+
+
+def resolve(recipe: str, flags: Sequence[str]) -> Settings:
+    """Read the recipe (a path, or the name of one of ours) and lay the flags over it.
+
+    Raises:
+        InputError: no such recipe, an unknown key or flag (with the nearest miss), a value that does not fit.
+    """
+    parser = _Parser()
+    if "--help-all" in flags:
+        parser.print_help()
+        raise SystemExit(0)
+    content = _read_recipe(recipe)
+    given = _names_given(recipe, content, flags)
+    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    parser.set_defaults(
+        use_cpu=on_cpu, bf16=not on_cpu, report_to="none", logging_steps=1, save_rollouts=True
+    )
+    parser.set_defaults(**content)
+    options, config = _parse(parser, flags)
+    check(options, config)
+    if options.validate_every:
+        stands_for = implied(options, config)
+        if content.get("save_strategy") == "no":  # the best checkpoint has to lie somewhere
+            del content["save_strategy"]
+        parser.set_defaults(**{name: value for name, value in stands_for.items() if name not in content})
+        options, config = _parse(parser, flags)
+        check_best_is_kept(options, config)
+    if "output_dir" not in given:
+        kind = "compare" if options.compare else config.credit
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        config.output_dir = f"runs/{re.sub('[^a-z0-9]+', '-', options.task)}-{kind}-{stamp}"
+    values = asdict(options) | config.to_dict()
+    explicit = {name: values[name] for name in dict.fromkeys([*given, "output_dir"])}
+    settings = Settings(options, config, explicit)
+    check_credits(settings)
+    return settings
+
+
+def _names_given(recipe: str, content: Mapping[str, Any], flags: Sequence[str]) -> list[str]:
+    """The names that recipe and flags set, all of them known."""
+    names = [f.name for cls in (TrainOptions, LambdaGRPOConfig) for f in dataclasses.fields(cls) if f.init]
+    for key in content:
+        if key not in names:
+            raise unknown_name(f"key in recipe {recipe!r}:", key, names)
+    flagged = [flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
+    flagged = [name if name in names else name.removeprefix("no_") for name in flagged]
+    for name in flagged:
+        if name not in names:
+            raise unknown_name("flag", f"--{name}", [f"--{known}" for known in names])
+    return [*content, *flagged]
+
+
+def _parse(parser: _Parser, flags: Sequence[str]) -> tuple[TrainOptions, LambdaGRPOConfig]:
+    try:
+        options, config, rest = parser.parse_args_into_dataclasses(
+            list(flags), return_remaining_strings=True, look_for_args_file=False
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise error if isinstance(error, InputError) else InputError(f"settings: {error}") from error
+    if rest:
+        raise InputError(f"unexpected argument {rest[0]!r}: settings are given as --name value")
+    return options, config
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    path = Path(recipe)
+    if not path.suffix:
+        path = RECIPES / f"{recipe}.yaml"
+        if not path.exists():
+            raise unknown_name("recipe", recipe, [known.stem for known in RECIPES.glob("*.yaml")])
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"recipe {str(path)!r}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"recipe {str(path)!r}: expected `key: value` lines, got {type(content).__name__}")
+    return content

@@ -1,0 +1,18 @@
+"""Tasks for tests: one that rewards even a policy that knows nothing, and one with few problems."""
+
+from lambda_grpo.tasks import Problem, Split, ThinkingSums
+
+
+class Varied(ThinkingSums):
+    """Sums, of which only the variety of the answer counts: different characters, by ten."""
+
+    def score(self, problem: Problem, completion: str) -> float:
+        return len(set(completion)) / 10
+
+
+class Few(ThinkingSums):
+    """Sums with four problems to a split."""
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        few = super().problems(split, 4, seed)
+        return (few * count)[:count] if split == "train" else few[:count]
