@@ -284,7 +284,7 @@ def test_masked_rows_are_left_out_of_step_means() -> None:
 def test_a_group_that_straddles_two_processes(tmp_path: Path) -> None:
     """4 groups of 6 on 2 processes of 12 rows do not straddle, 3 groups of 8 do: rows 8-15 are one group."""
     worker = Path(__file__).with_name("straddling_worker.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
         [*launch, str(worker), str(tmp_path)], env=environment, capture_output=True, text=True, check=False
