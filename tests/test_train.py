@@ -164,7 +164,7 @@ def test_bootstrap_interval_of_a_proportion() -> None:
     assert (estimate.low, estimate.high) == pytest.approx((0.2716, 0.3284), abs=0.003)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["--version"]])
 def test_light_commands_start_fast(arguments: list[str]) -> None:
     started = time.monotonic()
     subprocess.run([sys.executable, "-m", "lambda_grpo.cli", *arguments], check=True, capture_output=True)
@@ -175,4 +175,4 @@ def test_a_missing_extra_is_named() -> None:
     code = "import sys; sys.modules['trl'] = None; from lambda_grpo import cli; sys.exit(cli.main(['train']))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert "`lambda-grpo train` needs trl: pip install 'lambda-grpo[train]'" in result.stderr
+    assert "needs the package trl, which is not installed: pip install 'lambda-grpo[train]'" in result.stderr
