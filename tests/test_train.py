@@ -158,7 +158,7 @@ def test_bootstrap_interval_of_a_proportion() -> None:
     assert (estimate.low, estimate.high) == pytest.approx((0.2716, 0.3284), abs=0.003)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["--version"]])
 def test_light_commands_start_fast(arguments: list[str]) -> None:
     started = time.monotonic()
     subprocess.run([sys.executable, "-m", "lambda_grpo.cli", *arguments], check=True, capture_output=True)

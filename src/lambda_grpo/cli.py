@@ -29,7 +29,7 @@ settings:
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser; the options of the report are imported only where `command` asks for them."""
+    """The parser; the options of report and eval are imported only where `command` asks for them."""
     parser = argparse.ArgumentParser(prog="lambda-grpo", description="λ-GRPO and its process trees.")
     parser.add_argument("--version", action="version", version=f"lambda-grpo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -50,6 +50,12 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 
         report.description = cli.DESCRIPTION
         cli.add_arguments(report)
+    evaluation = commands.add_parser("eval", help="how good models are at a task", allow_abbrev=False)
+    if command == "eval":
+        from lambda_grpo import eval_command
+
+        evaluation.description = eval_command.DESCRIPTION
+        eval_command.add_arguments(evaluation)
     commands.add_parser("tasks", help="list the tasks")
     return parser
 
@@ -68,6 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from lambda_grpo.report import cli
 
             return cli.run(args)
+        if args.command == "eval":
+            from lambda_grpo import eval_command
+
+            return eval_command.run(args)
         return _tasks()
     except LambdaGRPOError as error:
         print(f"lambda-grpo: error: {error}", file=sys.stderr)
@@ -82,13 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(recipe: str, flags: Sequence[str]) -> int:
     try:
-        from lambda_grpo import compare, console, settings, train
+        from lambda_grpo import compare_credits, console, settings, train
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
     resolved = settings.resolve(recipe, flags)
     if resolved.options.compare:
-        folder = compare.compare(resolved)
-        what = "the curves in compare.png, the numbers in compare.json, each run in its own folder"
+        folder = compare_credits.compare(resolved)
+        what = "the curves in compare_credits.png, the numbers in compare.json, each run in its own folder"
     else:
         trained = train.train(resolved)
         train.show(trained)

@@ -1,4 +1,4 @@
-"""What the commands show in a terminal: progress bars and the table of results."""
+"""What the commands show in a terminal: progress bars and tables of evaluations."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,8 +7,9 @@ from typing import Protocol
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
+from lambda_grpo.estimates import Estimate
 from lambda_grpo.evaluation import Evaluation
 
 CONSOLE = Console()
@@ -45,7 +46,7 @@ def progress(title: str) -> Iterator[Shown]:
 
 
 def table(columns: Mapping[str, Evaluation], more: Mapping[str, Mapping[str, str]], note: str = "") -> None:
-    """Print evaluations side by side: accuracies with 95% intervals, the task's traits, mean length.
+    """Print evaluations side by side, all with equally many samples.
 
     Args:
         columns: title → evaluation.
@@ -53,23 +54,47 @@ def table(columns: Mapping[str, Evaluation], more: Mapping[str, Mapping[str, str
         note: stands below.
     """
     rows: dict[str, dict[str, str]] = {}
+    graded = any(e.mean_reward != e.sampled_accuracy for e in columns.values())  # not all 0 or 1
     for title, evaluation in columns.items():
-        cells = {
-            "sampled accuracy": str(evaluation.sampled_accuracy),
-            "greedy accuracy": str(evaluation.greedy_accuracy),
-            **{f"{name} rate": f"{value:.3f}" for name, value in evaluation.traits.items()},
-            "mean length (tokens)": f"{evaluation.mean_length:.1f}",
-        }
-        for name, cell in cells.items():
+        for name, cell in _cells(evaluation, graded):
             rows.setdefault(name, {})[title] = cell
-    shown = Table("", *columns)
+    shown = _table(*columns)
     narrow = len(columns) > 2  # put intervals below their means
     for name, row in (rows | {key: dict(value) for key, value in more.items()}).items():
-        shown.add_row(name, *(_cell(row.get(title, ""), narrow) for title in columns))
+        shown.add_row(name, *(_cell(row.get(title, "–"), narrow) for title in columns))
     CONSOLE.print(shown)
     if note:
         CONSOLE.print(note, markup=False, highlight=False)
 
 
+def differences(title: str, estimates: Mapping[str, Estimate]) -> None:
+    """Print the differences of two evaluations, by name of the measure."""
+    shown = _table(title)
+    for name, estimate in estimates.items():
+        if name == "mean_reward" and estimate == estimates["sampled_accuracy"]:
+            continue
+        shown.add_row(name.replace("_", " "), format(estimate, "+.1f" if name == "mean_length" else "+.3f"))
+    CONSOLE.print(shown)
+
+
+def _cells(evaluation: Evaluation, graded: bool) -> Iterator[tuple[str, str]]:
+    samples = evaluation.samples
+    yield "sampled accuracy" + (f", avg@{samples}" if samples > 1 else ""), str(evaluation.sampled_accuracy)
+    yield "greedy accuracy", str(evaluation.greedy_accuracy)
+    for k, estimate in evaluation.pass_at.items():
+        yield f"pass@{k}", str(estimate)
+    if graded:
+        yield "mean reward", str(evaluation.mean_reward)
+    for name, value in evaluation.traits.items():
+        yield f"{name} rate", f"{value:.3f}"
+    yield "mean length (tokens)", f"{evaluation.mean_length:.1f}"
+    if evaluation.unscorable:
+        yield "not scorable", f"{evaluation.unscorable} of {evaluation.answers}"
+
+
 def _cell(text: str, narrow: bool) -> str:
     return escape(text.replace(" [", "\n[").replace(", ", ",\u00a0") if narrow else text)
+
+
+def _table(*titles: str) -> Table:
+    return Table("", *(Column(title, overflow="fold") for title in titles))  # no name is cut short

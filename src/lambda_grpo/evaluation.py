@@ -1,5 +1,12 @@
-"""How good a policy is at a task: accuracy with 95% intervals, greedy and sampled."""
+"""How good a policy is at a task: it answers each problem once greedily and K times by sampling.
 
+An answer is **right** if its reward is at least 1, as in `lambda-grpo report`. Accuracy and pass@k count
+right answers; rewards other than 0 and 1 show in the mean reward. An answer that the task cannot score (None)
+is counted and left out: it is neither right nor wrong. A problem counts in a mean over samples if one of them
+was scored, and in pass@k if k of them were.
+"""
+
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,65 +14,73 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
+from lambda_grpo.errors import InputError
+from lambda_grpo.estimates import Estimate, Floats, bootstrap, pass_at_k, ratio
+from lambda_grpo.sampling import Sampling as Sampling
+from lambda_grpo.sampling import complete, encode, expect
 from lambda_grpo.tasks import Problem, Task
 
 Progress = Callable[[int, int], None]
 """Called as (completions done, completions to do)."""
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How completions are drawn for an evaluation."""
-
-    max_new_tokens: int = 512
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    batch_size: int = 128
-    seed: int = 0
+RIGHT_FROM = 1.0
+"""The least reward of a right answer."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean and its 95% bootstrap interval."""
+class Answers:
+    """What one policy's answers to P problems were worth, K samples each.
 
-    mean: float
-    low: float
-    high: float
+    Attributes:
+        sampled: (P, K) rewards, NaN where the task could not score.
+        greedy: (P,) the same of the greedy answers.
+        lengths: (P, K) tokens of the sampled completions, end-of-sequence token included.
+        traits: the task's own measures, means over sampled completions.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+    sampled: Floats
+    greedy: Floats
+    lengths: Floats
+    traits: Mapping[str, float]
+
+    def measures(self, pass_at: Sequence[int] = ()) -> dict[str, Floats]:
+        """Per problem (P,) each: accuracies, `pass@k` for each k of `pass_at`, mean reward, mean length."""
+        tried, right = (~np.isnan(self.sampled)).sum(axis=1), (self.sampled >= RIGHT_FROM).sum(axis=1)
+        return {
+            "sampled_accuracy": ratio(right, tried),
+            "greedy_accuracy": np.where(np.isnan(self.greedy), np.nan, self.greedy >= RIGHT_FROM),
+            **{f"pass@{k}": pass_at_k(right, tried, k) for k in pass_at},
+            "mean_reward": ratio(np.nansum(self.sampled, axis=1), tried),
+            "mean_length": self.lengths.mean(axis=1),
+        }
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one policy scored on one set of problems.
+    """What one policy scored on one set of problems, with intervals over problems.
 
     Attributes:
-        sampled_accuracy, greedy_accuracy: mean reward; resampled over problems for the interval.
+        sampled_accuracy: share of right answers among K samples, also called avg@K.
+        greedy_accuracy: the same of the most likely answers.
         mean_length: mean tokens of a sampled completion, its end-of-sequence token included.
         traits: the task's own measures, means over sampled completions.
+        pass_at: k → chance that one of k samples is right.
+        mean_reward: of sampled completions; equal to `sampled_accuracy` if every reward is 0 or 1.
+        samples: K.
+        answers: completions, sampled and greedy.
+        unscorable: how many of them the task could not score.
     """
 
     sampled_accuracy: Estimate
     greedy_accuracy: Estimate
     mean_length: float
     traits: Mapping[str, float]
-
-
-def bootstrap(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Mean of `values` (n,) with the percentile bootstrap's 95% interval.
-
-    >>> bootstrap([1.0, 1.0])
-    Estimate(mean=1.0, low=1.0, high=1.0)
-    """
-    x = np.asarray(values, np.float64)
-    rng = np.random.default_rng(seed)
-    means = np.array([x[rng.integers(0, len(x), len(x))].mean() for _ in range(resamples)])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(x.mean()), float(low), float(high))
+    pass_at: Mapping[int, Estimate]
+    mean_reward: Estimate
+    samples: int
+    answers: int
+    unscorable: int
 
 
 def evaluate(
@@ -76,30 +91,114 @@ def evaluate(
     sampling: Sampling,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Answer every problem twice, greedily and sampled. Leaves torch's random state as it was."""
-    total = 2 * len(problems)
-    batches = [problems[i : i + sampling.batch_size] for i in range(0, len(problems), sampling.batch_size)]
-    scores: dict[bool, list[float]] = {True: [], False: []}
-    lengths: list[int] = []
-    traits: list[Mapping[str, float]] = []
-    with _evaluating(model, sampling.seed):
-        for sample in scores:
-            for batch in batches:
-                prompts = [problem.prompt for problem in batch]
-                texts, counts = complete(model, tokenizer, prompts, sampling, sample=sample)
-                rewards = [task.score(p, text) for p, text in zip(batch, texts, strict=True)]
-                scores[sample] += [0.0 if reward is None else reward for reward in rewards]
-                if sample:
-                    lengths += counts
-                    traits += [task.traits(text) for text in texts]
-                if progress:
-                    progress(len(scores[True]) + len(scores[False]), total)
+    """`summarise` what `answer` returns, with pass@k for 2, 4, 8, … and all samples."""
+    answers = answer(model, tokenizer, task, problems, sampling, progress)
+    return summarise(answers, usual_pass_at(sampling.samples))
+
+
+def usual_pass_at(samples: int) -> tuple[int, ...]:
+    """The powers of two up to the number of samples, and that number; without 1, which is the accuracy.
+
+    >>> usual_pass_at(1), usual_pass_at(4), usual_pass_at(6)
+    ((), (2, 4), (2, 4, 6))
+    """
+    powers = {2**n for n in range(1, samples.bit_length()) if 2**n <= samples}
+    return tuple(sorted(powers | ({samples} if samples > 1 else set())))
+
+
+def check_pass_at(pass_at: Sequence[int], samples: int) -> None:
+    """Refuse a k that `samples` cannot estimate without bias.
+
+    Raises:
+        InputError: a k below 1 or above `samples`.
+    """
+    for k in pass_at:
+        expect(1 <= k <= samples, "pass_at", k, f"from 1 to the number of samples per problem, {samples}")
+
+
+def summarise(answers: Answers, pass_at: Sequence[int] = ()) -> Evaluation:
+    """Means over problems with 95% intervals."""
+    check_pass_at(pass_at, answers.sampled.shape[1])
+    means = {name: bootstrap(values) for name, values in answers.measures(pass_at).items()}
     return Evaluation(
-        sampled_accuracy=bootstrap(scores[True]),
-        greedy_accuracy=bootstrap(scores[False]),
-        mean_length=float(np.mean(lengths)),
-        traits={name: float(np.mean([t[name] for t in traits])) for name in traits[0]},
+        sampled_accuracy=means["sampled_accuracy"],
+        greedy_accuracy=means["greedy_accuracy"],
+        mean_length=means["mean_length"].mean,
+        traits=answers.traits,
+        pass_at={k: means[f"pass@{k}"] for k in pass_at},
+        mean_reward=means["mean_reward"],
+        samples=answers.sampled.shape[1],
+        answers=answers.sampled.size + answers.greedy.size,
+        unscorable=int(np.isnan(answers.sampled).sum() + np.isnan(answers.greedy).sum()),
     )
+
+
+def differences(first: Answers, second: Answers, pass_at: Sequence[int] = ()) -> dict[str, Estimate]:
+    """Second minus first by name of the measure, paired: both answered the same problems in the same order.
+
+    A problem counts where both were scored.
+
+    Raises:
+        InputError: different numbers of problems.
+    """
+    if len(first.greedy) != len(second.greedy):
+        raise InputError(
+            f"a paired difference needs answers to the same problems: got {len(first.greedy)} and "
+            f"{len(second.greedy)}"
+        )
+    before, after = first.measures(pass_at), second.measures(pass_at)
+    return {name: bootstrap(after[name] - before[name]) for name in before}
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    progress: Progress | None = None,
+) -> Answers:
+    """Answer every problem, sampled and greedily, and score the answers.
+
+    The same seed and settings give the same answers. Leaves torch's random state and the model as they were.
+
+    Raises:
+        InputError: no problems; a prompt that cannot be encoded; a score that is no finite number or None.
+    """
+    if not problems:
+        raise InputError("nothing to evaluate: got no problems, expected at least one")
+    prompts = [encode(tokenizer, problem.prompt) for problem in problems]
+    shape = (len(problems), sampling.samples)
+    rewards: list[float] = []
+    lengths: list[int] = []
+    traits: dict[str, list[float]] = {}
+    with _evaluating(model, sampling.seed):
+        for sample in (True, False):
+            for i, text, length in _replies(model, tokenizer, prompts, sampling, sample):
+                rewards.append(_score(task, problems[i], text))
+                if sample:
+                    lengths.append(length)
+                    for name, value in task.traits(text).items():
+                        traits.setdefault(name, []).append(value)
+                if progress:
+                    progress(len(rewards), shape[0] * (shape[1] + 1))
+    return Answers(
+        sampled=np.array(rewards[: -shape[0]]).reshape(shape),
+        greedy=np.array(rewards[-shape[0] :]),
+        lengths=np.array(lengths, np.float64).reshape(shape),
+        traits={name: float(np.mean(values)) for name, values in traits.items()},
+    )
+
+
+def _replies(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, sample: bool
+) -> Iterator[tuple[int, str, int]]:
+    """(Number of the prompt, text, tokens) of each completion: K in a row per prompt, or one if greedy."""
+    rows = [i for i in range(len(prompts)) for _ in range(sampling.samples if sample else 1)]
+    for start in range(0, len(rows), sampling.batch_size):
+        batch = rows[start : start + sampling.batch_size]
+        texts, lengths = complete(model, tokenizer, [prompts[i] for i in batch], sampling, sample=sample)
+        yield from zip(batch, texts, lengths, strict=True)
 
 
 @contextmanager
@@ -114,26 +213,13 @@ def _evaluating(model: Any, seed: int) -> Iterator[None]:
             model.train(training)
 
 
-def complete(
-    model: Any, tokenizer: Any, prompts: Sequence[Any], sampling: Sampling, *, sample: bool
-) -> tuple[list[str], list[int]]:
-    """One completion per prompt (text or chat messages): the texts, and their lengths in tokens."""
-    if isinstance(prompts[0], str):
-        inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
-    else:
-        inputs = tokenizer.apply_chat_template(
-            list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True,
-            return_tensors="pt", padding=True, padding_side="left",
-        )  # fmt: skip
-    manner = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-    output = model.generate(
-        **inputs.to(model.device),
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=sample,
-        pad_token_id=tokenizer.pad_token_id,
-        **(manner if sample else {}),
-    )
-    ids = output[:, inputs["input_ids"].shape[1] :]
-    is_end = ids == tokenizer.eos_token_id
-    ends = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, ids.shape[1])
-    return tokenizer.batch_decode(ids, skip_special_tokens=True), ends.tolist()
+def _score(task: Task, problem: Problem, text: str) -> float:
+    reward = task.score(problem, text)
+    if reward is None:
+        return math.nan
+    if not math.isfinite(reward):
+        raise InputError(
+            f"the task scored {text!r} in answer to {problem.prompt!r} with {reward}: expected a finite "
+            "number, or None for what cannot be scored"
+        )
+    return float(reward)

@@ -1,0 +1,127 @@
+"""Several models on the same problems of one task: a table and a JSON file.
+
+The models are run one after the other with the same seed. Of two the difference is paired by problem, so it
+can be clear where their intervals overlap. Every model is looked at before the first is run.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from lambda_grpo import console, policy, runs
+from lambda_grpo.errors import InputError
+from lambda_grpo.evaluation import (
+    RIGHT_FROM,
+    Answers,
+    answer,
+    check_pass_at,
+    differences,
+    summarise,
+    usual_pass_at,
+)
+from lambda_grpo.sampling import Sampling, encode
+from lambda_grpo.tasks import Problem, Split, Task
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the models are compared on.
+
+    Attributes:
+        task: its name.
+        problems: how many; a test split that holds fewer is taken whole.
+        sampling: how they are answered; its seed also draws the problems.
+        pass_at: the k of pass@k; None for 2, 4, 8, … and all samples.
+    """
+
+    task: str
+    split: Split
+    problems: int
+    sampling: Sampling
+    pass_at: Sequence[int] | None = None
+
+
+def compare(models: Sequence[str], task: Task, setting: Setting, output: Path) -> None:
+    """Evaluate the models, print the table, and write `output`.
+
+    Raises:
+        InputError: a k above the number of samples, an unreadable model, what `answer` refuses.
+    """
+    transformers_logging.disable_progress_bar()
+    sampling = setting.sampling
+    pass_at = usual_pass_at(sampling.samples) if setting.pass_at is None else setting.pass_at
+    check_pass_at(pass_at, sampling.samples)
+    problems = task.problems(setting.split, setting.problems, sampling.seed)
+    for model in models[1:]:
+        if model != policy.EMBEDDED:
+            _, tokenizer = _load(model, device_map="meta")  # all but the weights
+            encode(tokenizer, problems[0].prompt)
+
+    timed = [_run(model, task, problems, sampling) for model in models]
+    answers = [each for each, _ in timed]
+    evaluations = [summarise(each, pass_at) for each in answers]
+    difference = differences(answers[0], answers[1], pass_at) if len(models) == 2 else {}
+    columns = [
+        {"model": model, **asdict(evaluation), "seconds": round(seconds, 1)}
+        for model, evaluation, (_, seconds) in zip(models, evaluations, timed, strict=True)
+    ]
+    distinct = len({str(problem.prompt) for problem in problems})
+    results = {
+        **asdict(setting),
+        "pass_at": list(pass_at),
+        "problems": len(problems),
+        "distinct_prompts": distinct,
+        "right_from_reward": RIGHT_FROM,
+        "models": columns,
+        **({"difference": {name: asdict(each) for name, each in difference.items()}} if difference else {}),
+        "versions": {name: version(name) for name in ("lambda-grpo", "torch", "transformers")},
+        "rewards": [{"greedy": each.greedy.tolist(), "sampled": each.sampled.tolist()} for each in answers],
+    }
+    runs.write_json(output, _without_nan(results))
+    console.table(dict(zip(models, evaluations, strict=True)), {})
+    if difference:
+        console.differences("paired difference, second − first", difference)
+    console.CONSOLE.print(
+        f"{setting.task}, {setting.split} split: {len(problems)} problems ({distinct} distinct "
+        f"prompts), {sampling.samples} samples each; 95% intervals over problems",
+        highlight=False,
+    )
+
+
+def _run(model: str, task: Task, problems: Sequence[Problem], sampling: Sampling) -> tuple[Answers, float]:
+    """The answers of one model, and the seconds they took."""
+    path = model
+    if model == policy.EMBEDDED:
+        with console.progress("Pre-training the embedded policy (once)") as shown:
+            path = str(policy.embedded_policy(shown))
+    network, tokenizer = _load(path)
+    if torch.accelerator.is_available():
+        network.to(torch.accelerator.current_accelerator())
+    started = time.monotonic()
+    with console.progress(f"Evaluating {model}") as shown:
+        answers = answer(network, tokenizer, task, problems, sampling, shown)
+    return answers, time.monotonic() - started
+
+
+def _load(model: str, **kwargs: Any) -> tuple[Any, Any]:
+    try:
+        return policy.load_policy(model, **kwargs)
+    except SafetensorError as error:  # a file that was cut off, say
+        raise InputError(f"cannot load the weights of {model!r}: {error}") from error
+
+
+def _without_nan(content: Any) -> Any:
+    """The same with None for NaN, which JSON lacks."""
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content

@@ -1,0 +1,74 @@
+"""Means over problems with bootstrap intervals, and unbiased pass@k. Everywhere NaN means "not scorable".
+
+What is uncertain is which problems were drawn, so problems are resampled, each with all its samples: samples
+of one problem resemble each other, and resampling them one by one would make the intervals too narrow.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95% bootstrap interval; all NaN if there was nothing to average."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __format__(self, spec: str) -> str:
+        """`spec` is that of each number, `.3f` by default; a dash if there was nothing to average."""
+        if math.isnan(self.mean):
+            return "–"
+        mean, low, high = (format(x, spec or ".3f") for x in (self.mean, self.low, self.high))
+        return f"{mean} [{low}, {high}]"
+
+    def __str__(self) -> str:
+        return format(self)
+
+
+def bootstrap(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """Mean of `values` (P,), one per problem, with the percentile bootstrap's 95% interval; NaN is left out.
+
+    Equal values, so a single one too, give an interval of no width.
+
+    >>> bootstrap([1.0, 1.0, float("nan")])
+    Estimate(mean=1.0, low=1.0, high=1.0)
+    """
+    x = np.asarray(values, np.float64)
+    x = x[~np.isnan(x)]
+    if not len(x):
+        return Estimate(math.nan, math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    means = np.array([x[rng.integers(0, len(x), len(x))].mean() for _ in range(resamples)])
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(x.mean()), float(low), float(high))
+
+
+def pass_at_k(right: ArrayLike, tried: ArrayLike, k: int) -> Floats:
+    """The unbiased estimate of the chance that one of k samples is right, per problem (P,).
+
+        1 − C(n − c, k) / C(n, k) = 1 − ∏ⱼ max(n − c − j, 0) / (n − j),   j = 0 … k − 1
+
+    with c of n samples right (Chen et al. 2021, equation 1). The product of ratios cannot overflow. NaN where
+    n < k: fewer than k samples say nothing unbiased about k of them.
+
+    >>> pass_at_k([0, 1, 2, 3, 1], [4, 4, 4, 4, 1], k=2).round(3)
+    array([0.   , 0.5  , 0.833, 1.   ,   nan])
+    """
+    c, n = np.asarray(right, np.float64), np.asarray(tried, np.float64)
+    all_wrong = np.ones(np.broadcast_shapes(c.shape, n.shape))
+    for j in range(k):
+        all_wrong *= np.maximum(n - c - j, 0) / np.maximum(n - j, 1)
+    return np.where(n >= k, 1 - all_wrong, np.nan)
+
+
+def ratio(sums: ArrayLike, counts: NDArray[np.integer[Any]]) -> Floats:
+    """sums / counts, NaN where the count is 0."""
+    return np.divide(sums, counts, out=np.full(counts.shape, np.nan), where=counts > 0)

@@ -1,0 +1,110 @@
+"""How prompts are completed for an evaluation: the most likely tokens, or drawn ones.
+
+Completions come from the policy itself, as in training: the temperature, filters, penalties and beams that a
+model brings for its own generation (Qwen's repetition penalty, say) are not applied. Prompts are padded on
+the left and the padding is masked, so a greedy completion does not depend on its batch, but for rounding.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lambda_grpo.errors import InputError
+
+_NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+_GREEDY = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}  # transformers' own: no warning
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn for an evaluation.
+
+    Attributes:
+        top_k: 0 for all tokens.
+        batch_size: completions generated at a time. Sampled completions depend on it; greedy ones do not.
+        samples: K, sampled completions per problem.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    batch_size: int = 128
+    seed: int = 0
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "samples"):
+            expect(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        finite = math.isfinite(self.temperature)
+        expect(finite and self.temperature > 0, "temperature", self.temperature, "a number above 0")
+        expect(0 < self.top_p <= 1, "top_p", self.top_p, "above 0, at most 1")
+        expect(self.top_k >= 0, "top_k", self.top_k, "at least 0 (0: all tokens)")
+        expect(self.seed >= 0, "seed", self.seed, "at least 0")
+
+
+def encode(tokenizer: Any, prompt: Any) -> list[int]:
+    """The token ids of a prompt: a text, or chat messages, which go through the tokenizer's chat template.
+
+    Raises:
+        InputError: chat messages without a chat template; a prompt without a token.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt)["input_ids"]
+    elif not tokenizer.chat_template:
+        raise InputError(
+            f"the task's prompts are chat messages ({str(prompt)[:60]}…) and the model's tokenizer has no "
+            "chat template: expected a chat model, or a task with prompts of text"
+        )
+    else:
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    if not ids:
+        raise InputError(f"the prompt {prompt!r} has no tokens, and nothing can be continued from it")
+    return list(ids)
+
+
+def complete(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, *, sample: bool
+) -> tuple[list[str], list[int]]:
+    """One completion per prompt (token ids): the texts, and their lengths in tokens."""
+    ends = _end_tokens(model, tokenizer)
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = ends[0] if ends else 0
+    width = max(map(len, prompts))
+    inputs = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    output = model.generate(
+        input_ids=inputs.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=sampling.max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=ends or None,
+        **_NEUTRAL,
+        **({"do_sample": True, **drawn} if sample else _GREEDY),
+    )
+    ids = output[:, width:].cpu()
+    is_end = torch.isin(ids, torch.tensor(ends, dtype=ids.dtype))
+    lengths = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, ids.shape[1]).tolist()
+    rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
+    return tokenizer.batch_decode(rows, skip_special_tokens=True), lengths
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokenizer's end-of-sequence token first, then those of the model's generation settings."""
+    own = model.generation_config.eos_token_id
+    found = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    return list(dict.fromkeys(token for token in found if token is not None))
+
+
+def expect(holds: bool, name: str, got: object, expected: str) -> None:
+    """Raise an `InputError` that names what was wrong, unless the condition holds."""
+    if not holds:
+        raise InputError(f"{name}: got {got}, expected {expected}")
