@@ -379,7 +379,7 @@ def test_the_documented_command(
         (["--output", "taken.json"], "output 'taken.json' is already there, and nothing is overwritten"),
         (["--output", "taken.json/in.json"], "'taken.json' is no folder that can be written to"),
         (["no/such-model"], "cannot load a model and tokenizer from 'no/such-model'"),
-        (["cut-off"], "cannot load the weights of 'cut-off'"),
+        (["cut-off"], "cannot load a model and tokenizer from 'cut-off'"),
     ],
 )  # fmt: skip
 def test_mistakes(

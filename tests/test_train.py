@@ -1,6 +1,7 @@
 """`lambda-grpo train` as a newcomer runs it, mistakes included, on a policy pre-trained for a few steps."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -170,3 +171,30 @@ def test_a_missing_extra_is_named() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "needs the package trl, which is not installed: pip install 'lambda-grpo[train]'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (
+            "1 / 0",
+            "the task failed to score '.*' in answer to '.*': ZeroDivisionError: division by zero .*line 9",
+        ),
+        ("float('nan')", "with nan: expected a finite number, or None"),
+        ("'right'", "with 'right': expected a finite number, or None"),
+    ],
+)
+def test_a_task_whose_scores_are_unusable(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, returned: str, message: str
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from lambda_grpo.tasks import ThinkingSums\n\n\n"
+        "class Mine(ThinkingSums):\n"
+        "    calls = 0\n\n"
+        "    def score(self, problem, completion):\n"
+        "        self.calls += 1\n"
+        f"        return 1.0 if self.calls <= 16 else {returned}\n"  # the evaluation before goes well
+    )
+    task, folder = f"{tmp_path / 'mine.py'}:Mine", str(tmp_path / "run")
+    assert run("--task", task, "--output_dir", folder) == 2
+    assert re.search(message, capsys.readouterr().err)

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from lambda_grpo import console, policy, runs
-from lambda_grpo.errors import InputError
 from lambda_grpo.evaluation import (
     RIGHT_FROM,
     Answers,
@@ -62,7 +60,7 @@ def compare(models: Sequence[str], task: Task, setting: Setting, output: Path) -
     problems = task.problems(setting.split, setting.problems, sampling.seed)
     for model in models[1:]:
         if model != policy.EMBEDDED:
-            _, tokenizer = _load(model, device_map="meta")  # all but the weights
+            _, tokenizer = policy.load_policy(model, device_map="meta")  # all but the weights
             encode(tokenizer, problems[0].prompt)
 
     timed = [_run(model, task, problems, sampling) for model in models]
@@ -102,20 +100,13 @@ def _run(model: str, task: Task, problems: Sequence[Problem], sampling: Sampling
     if model == policy.EMBEDDED:
         with console.progress("Pre-training the embedded policy (once)") as shown:
             path = str(policy.embedded_policy(shown))
-    network, tokenizer = _load(path)
+    network, tokenizer = policy.load_policy(path)
     if torch.accelerator.is_available():
         network.to(torch.accelerator.current_accelerator())
     started = time.monotonic()
     with console.progress(f"Evaluating {model}") as shown:
         answers = answer(network, tokenizer, task, problems, sampling, shown)
     return answers, time.monotonic() - started
-
-
-def _load(model: str, **kwargs: Any) -> tuple[Any, Any]:
-    try:
-        return policy.load_policy(model, **kwargs)
-    except SafetensorError as error:  # a file that was cut off, say
-        raise InputError(f"cannot load the weights of {model!r}: {error}") from error
 
 
 def _without_nan(content: Any) -> Any:

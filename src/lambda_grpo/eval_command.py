@@ -1,4 +1,4 @@
-"""`lambda-grpo eval MODEL… --task NAME`: its options. `compare_models.py` does the work, and imports torch."""
+"""`lambda-grpo eval MODEL… --task NAME`: its options; `compare_models.py`, which imports torch, does the rest."""
 
 import argparse
 import os

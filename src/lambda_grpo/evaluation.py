@@ -20,6 +20,7 @@ from lambda_grpo.estimates import Estimate, Floats, bootstrap, pass_at_k, ratio
 from lambda_grpo.sampling import Sampling as Sampling
 from lambda_grpo.sampling import complete, encode, expect
 from lambda_grpo.tasks import Problem, Task
+from lambda_grpo.tasks.base import score
 
 Progress = Callable[[int, int], None]
 """Called as (completions done, completions to do)."""
@@ -175,7 +176,8 @@ def answer(
     with _evaluating(model, sampling.seed):
         for sample in (True, False):
             for i, text, length in _replies(model, tokenizer, prompts, sampling, sample):
-                rewards.append(_score(task, problems[i], text))
+                reward = score(task, problems[i], text)
+                rewards.append(math.nan if reward is None else reward)
                 if sample:
                     lengths.append(length)
                     for name, value in task.traits(text).items():
@@ -211,15 +213,3 @@ def _evaluating(model: Any, seed: int) -> Iterator[None]:
             yield
         finally:
             model.train(training)
-
-
-def _score(task: Task, problem: Problem, text: str) -> float:
-    reward = task.score(problem, text)
-    if reward is None:
-        return math.nan
-    if not math.isfinite(reward):
-        raise InputError(
-            f"the task scored {text!r} in answer to {problem.prompt!r} with {reward}: expected a finite "
-            "number, or None for what cannot be scored"
-        )
-    return float(reward)

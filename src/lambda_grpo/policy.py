@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -53,7 +54,7 @@ def load_policy(model: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedT
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
         return AutoModelForCausalLM.from_pretrained(model, **kwargs), tokenizer
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(
             f"cannot load a model and tokenizer from {model!r}: expected a folder written by "
             f"save_pretrained, or a Hub id that can be reached. transformers says: {error}"

@@ -20,6 +20,7 @@ from lambda_grpo.evaluation import Evaluation, Sampling, evaluate
 from lambda_grpo.options import Settings, TrainOptions
 from lambda_grpo.splits import Splits
 from lambda_grpo.tasks import Problem, Task, get_task
+from lambda_grpo.tasks.base import score
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def _reward_function(task: Task, problems: Sequence[Problem]) -> Any:
         traits = [task.traits(text) for text in texts]
         for name in traits[0]:
             log_metric(f"task/{name}", sum(trait[name] for trait in traits) / len(traits))
-        return [task.score(problems[i], text) for i, text in zip(problem, texts, strict=True)]
+        return [score(task, problems[i], text) for i, text in zip(problem, texts, strict=True)]
 
     return reward
 

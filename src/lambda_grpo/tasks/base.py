@@ -1,10 +1,15 @@
 """What a task is: problems, their scoring, and what else is worth knowing of a completion."""
 
 import json
+import math
+import traceback
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, Protocol
+
+from lambda_grpo.errors import InputError, LambdaGRPOError
 
 Split = Literal["train", "test"]
 
@@ -37,6 +42,31 @@ class Task(Protocol):
 
     def traits(self, completion: str) -> Mapping[str, float]:
         """Named numbers about a completion, reported as means; often none."""
+
+
+def score(task: Task, problem: Problem, completion: str) -> float | None:
+    """What `task.score` says of a completion, once it is sure that this is a finite number or None.
+
+    Raises:
+        LambdaGRPOError: the task raised something; the message says where.
+        InputError: it returned something else.
+    """
+    try:
+        reward = task.score(problem, completion)
+    except LambdaGRPOError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise LambdaGRPOError(
+            f"the task failed to score {completion!r} in answer to {problem.prompt!r}: "
+            f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+        ) from error
+    if reward is None or (isinstance(reward, Real) and math.isfinite(reward)):
+        return reward
+    raise InputError(
+        f"the task scored {completion!r} in answer to {problem.prompt!r} with {reward!r}: expected a finite "
+        "number, or None for what cannot be scored"
+    )
 
 
 def in_test_split(prompt: Any, one_in: int = 8) -> bool:
