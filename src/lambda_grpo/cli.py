@@ -98,7 +98,7 @@ def _train(recipe: str, flags: Sequence[str]) -> int:
     resolved = settings.resolve(recipe, flags)
     if resolved.options.compare:
         folder = compare_credits.compare(resolved)
-        what = "the curves in compare_credits.png, the numbers in compare.json, each run in its own folder"
+        what = "the curves in compare.png, the numbers in compare.json, each run in its own folder"
     else:
         trained = train.train(resolved)
         train.show(trained)

@@ -1,4 +1,4 @@
-"""`lambda-grpo eval MODEL… --task NAME`: its options; `compare_models.py`, which imports torch, does the rest."""
+"""`lambda-grpo eval MODEL… --task NAME`: its options; `compare_models.py`, with torch, does the rest."""
 
 import argparse
 import os
