@@ -22,13 +22,19 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from lambda_grpo.attention_pieces import Rows, Scores, attend, stores_scores, to_rows
-from lambda_grpo.attention_plan import Limits, plan_attention
+from lambda_grpo.attention_plan import Block, Limits, plan_attention
 from lambda_grpo.errors import InputError
 
 IMPLEMENTATION = "lambda_grpo_tree"
 
+_CHANGE_ATTENTION = {"s_aux", "sinks", "position_bias", "head_mask"}  # arguments we would wrongly ignore
 _STORED_ROWS = 256  # queries at a time where scores are held in memory
 _PIECE_COST = 600_000  # fixed cost of a piece, in query-key pairs × heads × head size
+
+
+def plan_limits(width: int, stored: bool) -> Limits:
+    """How to cut for attention `width` = heads × head size wide, whose scores are `stored` in memory or not."""
+    return Limits(_PIECE_COST // width, _STORED_ROWS if stored else 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +50,7 @@ class TreeLayout:
     subtree_end: Tensor
     position: Tensor
     dense: bool = False
+    _plans: dict[Any, list[Block]] = field(default_factory=dict, repr=False)
     _rows: dict[Any, list[Rows]] = field(default_factory=dict, repr=False)
 
     def mask(self, window: int | None = None) -> Tensor:
@@ -55,13 +62,19 @@ class TreeLayout:
             visible &= self.position[:, None] - self.position < window
         return visible
 
+    def plan(self, window: int | None, limits: Limits) -> list[Block]:
+        """How to attend; made once."""
+        if (window, limits) not in self._plans:
+            tree = self.subtree_end.cpu().numpy(), self.position.cpu().numpy()
+            self._plans[window, limits] = plan_attention(*tree, window, limits)
+        return self._plans[window, limits]
+
     def rows(self, q: Tensor, window: int | None, stored: bool) -> list[Rows]:
-        """The plan for queries like q (1, H, N, D); made once."""
-        key = (q.dtype, q.device, window, q.shape[1] * q.shape[3], stored)
+        """The plan with masks for queries like q (1, H, N, D); made once."""
+        limits = plan_limits(q.shape[1] * q.shape[3], stored)
+        key = (window, limits, q.dtype, q.device)
         if key not in self._rows:
-            limits = Limits(_PIECE_COST // (q.shape[1] * q.shape[3]), _STORED_ROWS if stored else 0)
-            plan = plan_attention(self.subtree_end.cpu().numpy(), self.position.cpu().numpy(), window, limits)
-            self._rows[key] = to_rows(plan, q.dtype, q.device)
+            self._rows[key] = to_rows(self.plan(window, limits), q.dtype, q.device)
         return self._rows[key]
 
 
@@ -141,7 +154,8 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, sco
         visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     s = scores.softcap * torch.tanh(q @ k.mT * (scores.scale / scores.softcap))
-    weights = s.masked_fill(~visible, -torch.inf).softmax(dim=-1, dtype=torch.promote_types(s.dtype, torch.float32))
+    s = s.masked_fill(~visible, torch.finfo(s.dtype).min)  # finite: padding sees nothing, and must not be NaN
+    weights = s.softmax(dim=-1, dtype=torch.promote_types(s.dtype, torch.float32))
     return weights.to(v.dtype) @ v
 
 
@@ -164,22 +178,31 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Registered with transformers: the attention of one layer; returns (1, N, H, E) and no weights."""
     if torch.is_autocast_enabled(query.device.type):  # as SDPA does it
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    for name in _CHANGE_ATTENTION & others.keys():
+        if others[name] is not None:
+            raise InputError(
+                f"{type(module).__name__}: attention with {name} cannot be packed; train it without tree packing"
+            )
     scores = Scores(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap)
     if isinstance(attention_mask, TreeMask):
         if dropout > 0:
-            raise InputError(f"attention dropout {dropout} is active; in a packed tree it would differ from plain rows")
+            raise InputError(
+                f"attention dropout {dropout} is active; in a packed tree it would differ from plain rows"
+            )
         binding = _bound.get()
         if binding is not None:
             binding.layers += 1
         out = tree_attention(query, key, value, attention_mask, scores)
     elif _bound.get() is not None:
-        raise InputError(f"{type(module).__name__} makes its own attention mask; train it without tree packing")
+        raise InputError(
+            f"{type(module).__name__} makes its own attention mask; train it without tree packing"
+        )
     else:
         out = dense_attention(query, key, value, attention_mask, scores)
     return out.transpose(1, 2).contiguous(), None

@@ -175,9 +175,7 @@ def _kernel(q: Tensor, v: Tensor, scores: Scores) -> _Kernel:
 class _Flash:
     """PyTorch's flash attention on CPU, which also gives the log-sum-exp."""
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, piece: Piece, scores: Scores
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, piece: Piece, scores: Scores) -> tuple[Tensor, Tensor]:
         result: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, piece.causal, attn_mask=piece.mask, scale=scores.scale
         )
@@ -198,9 +196,7 @@ class _Flash:
 class _Matmul:
     """Two matrix products with the scores in between, on any device; knows the soft cap."""
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, piece: Piece, scores: Scores
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, piece: Piece, scores: Scores) -> tuple[Tensor, Tensor]:
         s, _ = self._scores(_grouped(q, k), k, piece, scores)
         lse = s.logsumexp(dim=-1)
         out = (s - lse.unsqueeze(-1)).exp().to(v.dtype) @ v.unsqueeze(2)
@@ -218,9 +214,7 @@ class _Matmul:
         to_q = to_s @ k.unsqueeze(2)
         return to_q.flatten(1, 2), (to_s.mT @ q).sum(dim=2), to_v
 
-    def _scores(
-        self, q: Tensor, k: Tensor, piece: Piece, scores: Scores
-    ) -> tuple[Tensor, Tensor | float]:
+    def _scores(self, q: Tensor, k: Tensor, piece: Piece, scores: Scores) -> tuple[Tensor, Tensor | float]:
         """Scores, and their slope by the uncapped scores."""
         s = (q @ k.unsqueeze(2).mT).to(torch.promote_types(q.dtype, torch.float32)) * scores.scale
         slope: Tensor | float = 1.0

@@ -64,7 +64,9 @@ def _check_layers(model: Any) -> None:
     if getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True):
         raise InputError(f"{kind}: its attention is not causal; {_INSTEAD}")
     if "position_ids" not in signature(type(model).forward).parameters:
-        raise InputError(f"{kind} takes no position_ids, and positions in a tree are not 0, 1, 2, …; {_INSTEAD}")
+        raise InputError(
+            f"{kind} takes no position_ids, and positions in a tree are not 0, 1, 2, …; {_INSTEAD}"
+        )
     if model.get_output_embeddings() is None:
         raise InputError(f"{kind} has no language-model head")
 

@@ -85,7 +85,9 @@ def token_scores(
     return torch.cat(logps), torch.cat(entropies)
 
 
-def _scores_of(head: Callable[[Tensor], Tensor], h: Tensor, y: Tensor, logits: Logits) -> tuple[Tensor, Tensor]:
+def _scores_of(
+    head: Callable[[Tensor], Tensor], h: Tensor, y: Tensor, logits: Logits
+) -> tuple[Tensor, Tensor]:
     z = logits(head(h))
     lse = z.logsumexp(dim=-1)
     return z.gather(1, y[:, None])[:, 0] - lse, lse - ((z - lse[:, None]).exp() * z).sum(dim=-1)
@@ -96,7 +98,13 @@ class _LinearScores(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, logits: Logits, rows: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        logits: Logits,
+        rows: int,
     ) -> tuple[Tensor, Tensor]:
         autocast = torch.is_autocast_enabled(hidden.device.type)
         dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else weight.dtype

@@ -153,7 +153,9 @@ def join(groups: Sequence[PackedTree]) -> PackedTree:
     return PackedTree(**{name: torch.cat(tensors) for name, tensors in parts.items()})
 
 
-def tree_logps(model: Any, packed: PackedTree, *, temperature: float = 1.0, rows: int | None = None) -> Tensor:
+def tree_logps(
+    model: Any, packed: PackedTree, *, temperature: float = 1.0, rows: int | None = None
+) -> Tensor:
     """log π(y_it | prompt, y_i,<t) of each completion token, in one forward pass over the unique tokens.
 
     Args:
@@ -242,5 +244,7 @@ def _prompt(prompt_ids: ArrayLike) -> NDArray[np.int64]:
             f"completions' first token; got shape {prompt.shape}, dtype {prompt.dtype}"
         )
     if prompt.min() < 0:
-        raise InputError(f"prompt_ids: token #{int(prompt.argmin())} is {prompt.min()}; cut off padding first")
+        raise InputError(
+            f"prompt_ids: token #{int(prompt.argmin())} is {prompt.min()}; cut off padding first"
+        )
     return prompt.astype(np.int64)
