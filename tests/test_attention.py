@@ -89,16 +89,16 @@ def test_the_mask_by_hand() -> None:
     # prompt 0 1; 2 below 1; 3 and 4 below 2; 5 below 1; a second group 6 7
     layout = layout_of([-1, 0, 1, 2, 2, 1, -1, 6])
     assert layout.subtree_end.tolist() == [6, 6, 5, 4, 5, 6, 8, 8]
-    expected = """
-        1.......
-        11......
-        111.....
-        1111....
-        111.1...
-        11...1..
-        ......1.
-        ......11
-    """.split()
+    expected = [
+        "1.......",
+        "11......",
+        "111.....",
+        "1111....",
+        "111.1...",
+        "11...1..",
+        "......1.",
+        "......11",
+    ]
     assert layout.mask().tolist() == [[c == "1" for c in row] for row in expected]
     assert layout.mask(2)[4].tolist() == [False, False, True, False, True, False, False, False]
 

@@ -26,16 +26,16 @@ from transformers import (
 )
 
 VOCABULARY = 13
-_SIZE = dict(
-    vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3, pad_token_id=0, bos_token_id=None,
-    eos_token_id=None,
-)  # fmt: skip
-_GPT2 = dict(
-    vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3, bos_token_id=None,
-    eos_token_id=None,
-)  # fmt: skip
-_GEMMA = _SIZE | dict(head_dim=4, query_pre_attn_scalar=4, sliding_window=3)
+_SIZE: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3,
+    "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+_GPT2: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64,
+    "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+_GEMMA = _SIZE | {"head_dim": 4, "query_pre_attn_scalar": 4, "sliding_window": 3}
 _NEOX = {name: value for name, value in _SIZE.items() if name != "num_key_value_heads"}
 
 FAMILIES: dict[str, Any] = {
@@ -62,7 +62,7 @@ FAMILIES: dict[str, Any] = {
             moe_intermediate_size=8,
             head_dim=4,
             experts_implementation="eager",
-        )  # fmt: skip
+        )
     ),
 }
 LAYER_NORM = ("gpt2", "gpt_neox")

@@ -33,7 +33,7 @@ _PIECE_COST = 600_000  # fixed cost of a piece, in query-key pairs × heads × h
 
 
 def plan_limits(width: int, stored: bool) -> Limits:
-    """How to cut for attention `width` = heads × head size wide, whose scores are `stored` in memory or not."""
+    """How to cut for attention `width` = heads × head size wide; `stored`: its scores are held in memory."""
     return Limits(_PIECE_COST // width, _STORED_ROWS if stored else 0)
 
 
@@ -123,7 +123,7 @@ def use_tree_attention(model: Any) -> None:
         model.set_attn_implementation(IMPLEMENTATION)
     if model.config._attn_implementation != IMPLEMENTATION:
         raise InputError(
-            f"{type(model).__name__}: its attention is not written against transformers' attention interface, "
+            f"{type(model).__name__}: its attention does not go through transformers' attention interface, "
             "so it cannot be told about trees; train it without tree packing"
         )
 
@@ -144,7 +144,7 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, mask: TreeMask, scores: Scor
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scores: Scores) -> Tensor:
-    """Attention with a bool mask that broadcasts to (1, H, N, keys), None: causal; shapes as `tree_attention`."""
+    """Attention with a bool mask, true where visible, broadcast to (B, H, queries, keys); None: causal."""
     if scores.softcap is None:
         causal = visible is None and q.shape[2] > 1
         return functional.scaled_dot_product_attention(
@@ -187,7 +187,7 @@ def _attention(
     for name in _CHANGE_ATTENTION & others.keys():
         if others[name] is not None:
             raise InputError(
-                f"{type(module).__name__}: attention with {name} cannot be packed; train it without tree packing"
+                f"{type(module).__name__}: attention with {name} cannot be packed; train without tree packing"
             )
     scores = Scores(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap)
     if isinstance(attention_mask, TreeMask):

@@ -98,7 +98,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: list[Rows], scores: Scores) ->
         rows: a plan of N tokens. Its blocks should be short where `stores_scores` says so.
         scores: how scores are made.
     """
-    out: Tensor = _Attend.apply(q, k, v, rows, scores)
+    out: Tensor = _Attend.apply(q, k, v, rows, scores)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -207,7 +207,7 @@ class _Matmul:
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, grad, out = (_grouped(x, k) for x in (saved.q, saved.grad, saved.out))
         s, slope = self._scores(q, k, piece, scores)
-        p = (s - saved.lse.unflatten(1, q.shape[1:3]).unsqueeze(-1)).exp()
+        p = (s - _grouped(saved.lse, k).unsqueeze(-1)).exp()
         to_v = (p.to(v.dtype).mT @ grad).sum(dim=2)
         to_p = grad @ v.unsqueeze(2).mT - (grad * out).sum(dim=-1, keepdim=True)
         to_s = (p * to_p * slope * scores.scale).to(q.dtype)
@@ -227,5 +227,5 @@ class _Matmul:
 
 
 def _grouped(x: Tensor, k: Tensor) -> Tensor:
-    """(1, H, n, D) → (1, K, H/K, n, D): the query heads beside the key head they share."""
-    return x.unflatten(1, (k.shape[1], -1))
+    """(1, H, n, …) → (1, K, H/K, n, …): the query heads beside the key head they share."""
+    return x.reshape(x.shape[0], k.shape[1], -1, *x.shape[2:])

@@ -17,6 +17,7 @@ position i.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,7 +135,7 @@ def _chains(forest: _Forest) -> Iterator[_Span]:
     cuts = np.flatnonzero(forest.end[:-1] == np.arange(1, count)) + 1  # the token before has no child
     bounds = [0, *cuts.tolist(), count] if count else []
     path: list[Range] = []  # of the token at hand: of each chain the part that lies above it
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         while path and forest.end[path[-1][0]] <= start:
             path.pop()
         if path:

@@ -81,5 +81,6 @@ def _check_tokens(model: Any, ids: torch.Tensor, position: torch.Tensor) -> None
             limit = getattr(model.config, "max_position_embeddings", module.num_embeddings)
             if int(position.max()) >= limit:
                 raise InputError(
-                    f"prompt and completion have {int(position.max()) + 1} tokens, {name} knows {limit} positions"
+                    f"prompt and completion have {int(position.max()) + 1} tokens, "
+                    f"{name} knows {limit} positions"
                 )

@@ -24,7 +24,7 @@ _CHUNK_ROWS = 256  # … but at least so many positions: each chunk costs a pass
 
 @dataclass(frozen=True)
 class Logits:
-    """What becomes of the head's output x: z = cap(scale · x) / temperature, cap(x) = softcap · tanh(x / softcap)."""
+    """What becomes of the head's output x: z = softcap · tanh(scale · x / softcap) / temperature."""
 
     temperature: float = 1.0
     scale: float = 1.0
@@ -34,10 +34,11 @@ class Logits:
     def of_model(cls, config: Any, temperature: float = 1.0) -> "Logits":
         """Read off a transformers config what the model does to its logits."""
         names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
-        given = [value for name in names if (value := getattr(config, name, None)) is not None]
-        if not given and (scaling := getattr(config, "logits_scaling", None)) is not None:
-            given = [scaling if config.model_type == "hyperclovax" else 1 / scaling]
-        return cls(temperature, *given[:1], softcap=getattr(config, "final_logit_softcapping", None))
+        scales = [value for name in names if (value := getattr(config, name, None)) is not None]
+        if (scaling := getattr(config, "logits_scaling", None)) is not None:
+            scales.append(scaling if config.model_type == "hyperclovax" else 1 / scaling)
+        scale = scales[0] if scales else 1.0
+        return cls(temperature, scale, getattr(config, "final_logit_softcapping", None))
 
     def __call__(self, x: Tensor) -> Tensor:
         """z, in float32 at least."""
@@ -73,16 +74,15 @@ def token_scores(
     """
     hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks)
     if type(head) is torch.nn.Linear and "forward" not in vars(head) and not any(hooks):
-        scores: tuple[Tensor, Tensor] = _LinearScores.apply(
+        scores: tuple[Tensor, Tensor] = _LinearScores.apply(  # type: ignore[no-untyped-call]
             hidden, head.weight, head.bias, target, logits, rows
         )
         return scores
     parts = [
-        checkpoint(_scores_of, head, h, y, logits, use_reentrant=False)
-        for h, y in zip(hidden.split(rows), target.split(rows), strict=True)
+        checkpoint(_scores_of, head, hidden[at], target[at], logits, use_reentrant=False)
+        for at in _chunks(len(hidden), rows)
     ]
-    logps, entropies = zip(*parts, strict=True)
-    return torch.cat(logps), torch.cat(entropies)
+    return torch.cat([logps for logps, _ in parts]), torch.cat([entropies for _, entropies in parts])
 
 
 def _scores_of(
@@ -109,10 +109,10 @@ class _LinearScores(torch.autograd.Function):
         autocast = torch.is_autocast_enabled(hidden.device.type)
         dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else weight.dtype
         wide = torch.promote_types(dtype, torch.float32)
-        head = [None if x is None else x.detach().to(dtype) for x in (weight, bias)]
-        lse, logp, entropy = hidden.new_empty(3, len(hidden), dtype=wide)
+        w, b = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
+        lse, logp, entropy = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
         for at in _chunks(len(hidden), rows):
-            z = logits(functional.linear(hidden[at].to(dtype), *head))
+            z = logits(functional.linear(hidden[at].to(dtype), w, b))
             torch.logsumexp(z, dim=-1, out=lse[at])
             logp[at] = z.gather(1, target[at, None])[:, 0] - lse[at]
             p = (z - lse[at, None]).exp_()
@@ -126,7 +126,7 @@ class _LinearScores(torch.autograd.Function):
         hidden, weight, bias, target, lse, entropy = ctx.saved_tensors
         to_logp, to_entropy = grads
         by_entropy = bool(to_entropy.any())
-        head = [None if x is None else x.to(ctx.dtype) for x in (weight, bias)]
+        w, b = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype)
         to_hidden = torch.empty_like(hidden)
         to_weight, to_bias = (
             torch.zeros_like(x, dtype=lse.dtype) if needed else None
@@ -134,7 +134,7 @@ class _LinearScores(torch.autograd.Function):
         )
         for at in _chunks(len(hidden), ctx.rows):
             h = hidden[at].to(ctx.dtype)
-            z = ctx.logits(functional.linear(h, *head))
+            z = ctx.logits(functional.linear(h, w, b))
             to_z = (z - lse[at, None]).exp_()
             if by_entropy:
                 surprise = (z - (lse - entropy)[at, None]).mul_(to_entropy[at, None])
@@ -146,7 +146,7 @@ class _LinearScores(torch.autograd.Function):
             if to_bias is not None:
                 to_bias += to_x.sum(dim=0)
             to_x = to_x.to(ctx.dtype)
-            to_hidden[at] = to_x @ head[0]
+            to_hidden[at] = to_x @ w
             if to_weight is not None:
                 _add_product_(to_weight, to_x.mT, h)
         as_given = [

@@ -6,9 +6,9 @@ token's position is its distance from the prompt's first token, and token q may 
 k ≤ q < subtree_end[k]. Groups in one row do not see each other.
 
 Invariant: `tree_logps` equals the log-probs of each completion in a row of its own, in value and gradient.
-Any loss of all completions' log-probs stays exact, sequence-level ratios included, for shared tokens' gradients
-are summed by autograd. Dropout, and losses over all the positions of a batch such as a mixture of experts'
-auxiliary loss, would break it.
+Any loss of all completions' log-probs stays exact, sequence-level ratios included, for autograd sums the
+gradients of shared tokens. Dropout would break it, and so would losses over all positions of a batch, such as
+a mixture of experts' auxiliary loss.
 
 R is the number of completions (of all groups), N of packed tokens, M of predicted ones.
 """
@@ -77,8 +77,8 @@ class PackedTree:
 
     def __repr__(self) -> str:
         return (
-            f"PackedTree(completions={len(self.lengths)}, tokens={self.num_tokens}, raw_tokens={self.raw_tokens}, "
-            f"predicted={len(self.target)})"
+            f"PackedTree(completions={len(self.lengths)}, tokens={self.num_tokens}, "
+            f"raw_tokens={self.raw_tokens}, predicted={len(self.target)})"
         )
 
 
@@ -159,8 +159,8 @@ def tree_logps(
     """log π(y_it | prompt, y_i,<t) of each completion token, in one forward pass over the unique tokens.
 
     Args:
-        model: a causal language model of transformers, as it is or wrapped for LoRA or several processes. It is
-            switched to tree attention and stays so: outside of trees that is SDPA.
+        model: a causal language model of transformers, as it is or wrapped for LoRA or several processes. It
+            is switched to tree attention and stays so: outside of trees that is SDPA.
         packed: on any device; it is brought to the model's.
         temperature: the one of sampling; logits are divided by it.
         rows: positions that the LM head projects at a time. None: as fits its vocabulary.
@@ -217,8 +217,8 @@ def _run(model: Any, packed: PackedTree, config: Any) -> None:
         )
     if binding.layers != config.num_hidden_layers:
         raise InputError(
-            f"{type(model).__name__}: {binding.layers} of its {config.num_hidden_layers} layers attended to the tree; "
-            "the others mix tokens by other means, which cannot fork. Train it without tree packing"
+            f"{type(model).__name__}: {binding.layers} of its {config.num_hidden_layers} layers attended to "
+            "the tree; the others mix tokens by means that cannot fork. Train it without tree packing"
         )
 
 
