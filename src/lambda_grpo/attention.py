@@ -29,7 +29,7 @@ IMPLEMENTATION = "lambda_grpo_tree"
 
 _CHANGE_ATTENTION = {"s_aux", "sinks", "position_bias", "head_mask"}  # arguments we would wrongly ignore
 _STORED_ROWS = 256  # queries at a time where scores are held in memory
-_PIECE_COST = 600_000  # fixed cost of a piece, in query-key pairs × heads × head size
+_PIECE_COST = 3_000_000  # fixed cost of a piece, in query-key pairs × heads × head size: measured
 
 
 def plan_limits(width: int, stored: bool) -> Limits:
