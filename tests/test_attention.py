@@ -178,6 +178,22 @@ def test_float32_and_bfloat16_are_as_good_as_the_dense_mask() -> None:
             assert (a - t).abs().mean() < 1.5 * (b - t).abs().mean() + 1e-9
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (3, 1.5)])
+def test_the_mask_of_flex_attention(window: int | None, softcap: float | None) -> None:
+    """Its forward: on CPU it has no backward."""
+    tree = [-1, *range(60), 5, *range(61, 100), 70, 5, *range(102, 160), -1, 161]
+    layout = layout_of(tree)
+    inputs = [x.detach().float() for x in make_inputs(len(tree), 4, 2)]
+    with torch.no_grad():
+        mask = TreeMask(replace(layout, method="flex"), window)
+        ours = tree_attention(*inputs, mask, Scores(0.4, softcap))
+        literal = tree_attention(
+            *inputs, TreeMask(replace(layout, method="dense"), window), Scores(0.4, softcap)
+        )
+    assert (ours - literal).abs().max() < 1e-5
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda() -> None:  # pragma: no cover
     layout = layout_of([-1, 0, 1, 2, 1, 4, 4, 0, 7, 8, 8])

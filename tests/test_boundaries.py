@@ -12,7 +12,7 @@ import lambda_grpo
 
 PACKAGE = Path(lambda_grpo.__file__).parent
 LIGHT = [
-    "tree", "process_sets", "credit", "measures", "reference", "rollouts", "analysis", "report", "errors", "cli",
+    "tree", "process_sets", "credit", "measures", "reference", "rollouts", "analysis", "attention_plan", "report", "errors", "cli",
 ]  # fmt: skip
 HEAVY = {"torch", "trl", "verl", "ray", "transformers", "datasets"}
 

@@ -15,6 +15,7 @@ from transformers import BloomConfig, BloomForCausalLM, Mamba2Config, Mamba2ForC
 
 from lambda_grpo import InputError, ProcessTree
 from lambda_grpo.attention import use_tree_attention
+from lambda_grpo.packed_rows import pack_rows
 from lambda_grpo.packing import PackedTree, join, pack, tree_logps, tree_logps_and_entropies
 
 Groups = list[tuple[list[int], list[list[int]]]]
@@ -93,6 +94,36 @@ def test_by_hand() -> None:
     assert both.subtree_end.tolist() == [6, 6, 6, 5, 5, 6, 11, 11, 11, 11, 11]
     assert both.predictor.tolist() == [1, 2, 3, 6, 7, 8, 9]
     assert both.index.tolist() == [[0, 1, 2, -1], [0, -1, -1, -1], [0, -1, -1, -1], [3, 4, 5, 6]]
+
+
+def test_padded_rows_in_any_order() -> None:
+    """The function a trainer calls; its rows are shuffled, padded, and one is masked whole."""
+    pairs = [(prompt, row) for prompt, rows in GROUPS for row in rows]
+    order = np.random.default_rng(0).permutation(len(pairs)).tolist()
+    left, width = max(len(p) for p, _ in pairs), max(len(r) for _, r in pairs) + 2
+    ids = torch.full((len(pairs), left + width), 12)
+    mask = torch.zeros_like(ids)
+    for i, j in enumerate(order):
+        prompt, row = pairs[j]
+        real = slice(left - len(prompt), left + len(row))
+        ids[i, real], mask[i, real] = torch.tensor([*prompt, *row]), 1
+    masked = next(i for i, j in enumerate(order) if len(pairs[j][1]) > 3)
+    mask[masked, left:] = 0
+    model = make_model("gpt2")
+    packed = pack_rows(ids, mask, width)
+    assert packed.num_tokens <= packed_of(GROUPS).num_tokens
+    expected = torch.nn.functional.pad(row_by_row(model, GROUPS)[0], (0, 2))[order]
+    expected = torch.where(torch.arange(len(pairs))[:, None] == masked, 0, expected)
+    assert (tree_logps(model, packed) - expected).abs().max() < 1e-10
+    assert packed.lengths.tolist() == mask[:, left:].sum(dim=1).tolist()
+    assert packed.prompt_lengths.tolist() == mask[:, :left].sum(dim=1).tolist()
+    mask[masked, left + 1] = 1
+    for wrong, words in [
+        ((ids, mask, width), f"row #{masked} has padding"),
+        ((ids, mask[:1], width), "width below L"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            pack_rows(*wrong)
 
 
 @settings(max_examples=200, deadline=None)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from lambda_grpo.attention_flex import flex_tree_attention, make_block_mask
 from lambda_grpo.attention_pieces import Rows, Scores, attend, stores_scores, to_rows
 from lambda_grpo.attention_plan import Block, Limits, plan_attention
 from lambda_grpo.errors import InputError
@@ -44,14 +45,15 @@ class TreeLayout:
     Attributes:
         subtree_end: (N,) int64, depth-first: one past the last token of each token's subtree.
         position: (N,) int64, each token's distance from its root.
-        dense: attend with one N×N mask, the literal and slow way: to compare with.
+        method: `pieces`; `dense`, one N×N mask, the literal and slow way, to compare with; or `flex`.
     """
 
     subtree_end: Tensor
     position: Tensor
-    dense: bool = False
+    method: Literal["pieces", "dense", "flex"] = "pieces"
     _plans: dict[Any, list[Block]] = field(default_factory=dict, repr=False)
     _rows: dict[Any, list[Rows]] = field(default_factory=dict, repr=False)
+    _block_masks: dict[int | None, Any] = field(default_factory=dict, repr=False)
 
     def mask(self, window: int | None = None) -> Tensor:
         """(N, N) bool: whether a token (row) sees another (column)."""
@@ -76,6 +78,12 @@ class TreeLayout:
         if key not in self._rows:
             self._rows[key] = to_rows(self.plan(window, limits), q.dtype, q.device)
         return self._rows[key]
+
+    def block_mask(self, window: int | None) -> Any:
+        """FlexAttention's mask; made once."""
+        if window not in self._block_masks:
+            self._block_masks[window] = make_block_mask(self.subtree_end, self.position, window)
+        return self._block_masks[window]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +145,10 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, mask: TreeMask, scores: Scor
         mask: the tree, and a window.
         scores: how scores are made.
     """
-    if mask.layout.dense:
+    if mask.layout.method == "dense":
         return dense_attention(q, k, v, mask.layout.mask(mask.window), scores)
+    if mask.layout.method == "flex":
+        return flex_tree_attention(q, k, v, mask.layout.block_mask(mask.window), scores)
     rows = mask.layout.rows(q, mask.window, stores_scores(q, v, scores.softcap))
     return attend(q, k, v, rows, scores)
 
