@@ -1,0 +1,86 @@
+"""Whether a model can run over a packed tree: whether its tokens meet in attention only.
+
+A layer that carries a state from each token to the next (state-space models, linear attention, RWKV,
+convolutions over tokens) has no place to fork: refused, by name.
+"""
+
+import re
+from inspect import signature
+from typing import Any
+
+import torch
+
+from lambda_grpo.errors import InputError
+
+_STATEFUL = re.compile(
+    r"Mamba|SSM|RWKV|Rwkv|DeltaNet|DeltaAttention|LinearAttention|LightningAttention|Recurrent|ShortConv|xLSTM|LSTM"
+)
+_LAYER_TYPES = {"full_attention", "sliding_attention", "attention", "dense", "sparse"}
+_POSITION_TABLES = {"wpe", "embed_positions", "position_embeddings", "position_embedding"}
+_INSTEAD = "train it without tree packing"
+
+
+def inner_model(model: Any) -> Any:
+    """The transformers model inside wrappers for several processes or LoRA."""
+    while isinstance(getattr(model, "module", None), torch.nn.Module) and not hasattr(model, "config"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def check_forkable(model: Any, ids: torch.Tensor, position: torch.Tensor) -> None:
+    """Refuse what would be wrong on a packed tree.
+
+    Args:
+        model: a transformers model, unwrapped.
+        ids, position: (N,) of the packed tree.
+
+    Raises:
+        InputError: naming the layer, configuration or token at fault, and what to do.
+    """
+    _check_layers(model)
+    _check_tokens(model, ids, position)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout) and module.training and module.p > 0:
+            raise InputError(
+                f"{name}: dropout {module.p} is active, and a shared token would drop out for all its "
+                "completions at once; call model.eval() or set the dropout to 0"
+            )
+
+
+def _check_layers(model: Any) -> None:
+    config = model.config.get_text_config()
+    kind = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise InputError(f"{kind} is an encoder-decoder; tree packing is for decoders. {_INSTEAD}")
+    for name, module in model.named_modules():
+        if _STATEFUL.search(type(module).__name__) or isinstance(module, torch.nn.Conv1d | torch.nn.RNNBase):
+            raise InputError(
+                f"{kind}: {name} ({type(module).__name__}) carries a state from token to token, which cannot "
+                f"fork; {_INSTEAD}"
+            )
+    other = sorted(set(getattr(config, "layer_types", None) or []) - _LAYER_TYPES)
+    if other:
+        raise InputError(f"{kind}: layers of type {', '.join(other)} cannot be packed; {_INSTEAD}")
+    if getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True):
+        raise InputError(f"{kind}: its attention is not causal; {_INSTEAD}")
+    if "position_ids" not in signature(type(model).forward).parameters:
+        raise InputError(
+            f"{kind} takes no position_ids, and positions in a tree are not 0, 1, 2, …; {_INSTEAD}"
+        )
+    if model.get_output_embeddings() is None:
+        raise InputError(f"{kind} has no language-model head")
+
+
+def _check_tokens(model: Any, ids: torch.Tensor, position: torch.Tensor) -> None:
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if int(ids.max()) >= vocabulary:
+        at = int(ids.argmax())
+        raise InputError(f"packed token #{at}: id {int(ids[at])} is beyond the vocabulary of {vocabulary}")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES:
+            limit = getattr(model.config, "max_position_embeddings", module.num_embeddings)
+            if int(position.max()) >= limit:
+                raise InputError(
+                    f"prompt and completion have {int(position.max()) + 1} tokens, "
+                    f"{name} knows {limit} positions"
+                )

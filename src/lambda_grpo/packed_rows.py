@@ -1,0 +1,72 @@
+"""A trainer's padded rows → one packed row; this is where an engine plugs tree packing in.
+
+Sharing is found by token ids alone, which is always exact: rows may be shuffled, and groups split over batches
+only share less. R is the number of rows, L their padded length.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lambda_grpo.errors import InputError
+from lambda_grpo.packing import PackedTree, join, pack
+from lambda_grpo.tree import ProcessTree
+
+
+def pack_rows(ids: Tensor, mask: Tensor, width: int) -> PackedTree:
+    """Pack a trainer's padded rows: those with equal prompts share the prompt and all common prefixes.
+
+    Rows may come in any order: those of one group need not be neighbours.
+
+    Args:
+        ids: (R, L) integers: prompts padded on the left, then completions padded on the right.
+        mask: (R, L), nonzero at real tokens. A completion that is masked whole counts as empty.
+        width: the last `width` columns are the completions'.
+
+    Returns:
+        `index` is (R, width), in the order of the rows; -1 at padding.
+
+    Raises:
+        InputError: padding between the tokens of a row, a row without prompt, shapes that do not fit.
+
+    >>> rows = torch.tensor([[0, 1, 5, 6], [2, 3, 5, 0], [0, 1, 5, 7]])
+    >>> packed = pack_rows(rows, rows > 0, 2)
+    >>> packed.ids.tolist(), packed.index.tolist()
+    ([1, 5, 6, 7, 2, 3, 5], [[0, 1], [3, -1], [0, 2]])
+    """
+    prompts, completions = _unpad(ids, mask, width)
+    numbers: dict[bytes, int] = {}
+    group = np.array([numbers.setdefault(prompt.tobytes(), len(numbers)) for prompt in prompts])
+    trees = ProcessTree.build_many(completions, group.tolist())
+    firsts = np.unique(group, return_index=True)[1]
+    packed = join([pack(prompts[row], tree) for row, tree in zip(firsts, trees, strict=True)])
+    place = torch.from_numpy(np.argsort(np.argsort(group, kind="stable"), kind="stable"))
+    index = torch.nn.functional.pad(packed.index, (0, width - packed.index.shape[1]), value=-1)
+    return replace(
+        packed,
+        index=index[place],
+        prompt_lengths=packed.prompt_lengths[place],
+        lengths=packed.lengths[place],
+    )
+
+
+def _unpad(ids: Tensor, mask: Tensor, width: int) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+    """Prompts and completions of padded rows."""
+    if ids.ndim != 2 or mask.shape != ids.shape or not 0 <= width < ids.shape[1]:
+        raise InputError(
+            f"expected ids and mask of one shape (R, L) and width below L, got {tuple(ids.shape)}, "
+            f"{tuple(mask.shape)} and {width}"
+        )
+    rows, real = ids.cpu().numpy(), mask.bool().cpu().numpy()
+    begin = real.argmax(axis=1)
+    stop = begin + real.sum(axis=1)
+    place, cut = np.arange(real.shape[1]), ids.shape[1] - width
+    holes = (real != ((place >= begin[:, None]) & (place < stop[:, None]))).any(axis=1)
+    if holes.any():
+        raise InputError(f"mask: row #{int(holes.argmax())} has padding between its tokens; pad outside only")
+    prompts = [row[a:cut] for row, a in zip(rows, begin, strict=True)]
+    return prompts, [row[cut:b] for row, b in zip(rows, np.maximum(stop, cut), strict=True)]

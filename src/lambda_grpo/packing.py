@@ -1,0 +1,250 @@
+"""`ProcessTree` → one packed row of unique tokens, and the model's log-probs back to (G, T).
+
+Tokens with the same prompt and prefix before them have the same log-prob (method, §2.3), so the model need
+run over each only once. A packed row holds, per group, the prompt and then the tree's tokens, depth first; a
+token's position is its distance from the prompt's first token, and token q may see token k iff
+k ≤ q < subtree_end[k]. Groups in one row do not see each other.
+
+Invariant: `tree_logps` equals the log-probs of each completion in a row of its own, in value and gradient.
+Any loss of all completions' log-probs stays exact, sequence-level ratios included, for autograd sums the
+gradients of shared tokens. Dropout would break it, and so would losses over all positions of a batch, such as
+a mixture of experts' auxiliary loss.
+
+R is the number of completions (of all groups), N of packed tokens, M of predicted ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from lambda_grpo.attention import TreeLayout, bound, use_tree_attention
+from lambda_grpo.errors import InputError
+from lambda_grpo.forkable import check_forkable, inner_model
+from lambda_grpo.lm_head import Logits, chunk_rows, token_scores
+from lambda_grpo.tree import ProcessTree
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PackedTree:
+    """Groups of completions as one row of unique tokens. All tensors are int64.
+
+    Attributes:
+        ids: (N,) token ids.
+        position: (N,) position ids: tokens above it, the prompt's included.
+        subtree_end: (N,) one past the last token below it (itself, if there is none).
+        target: (M,) ids of the predicted tokens.
+        predictor: (M,) the packed token that predicts each: the one before it, or the prompt's last.
+        index: (R, T) predicted token of each completion's token; -1 where there is none: past the
+            completion's end, or masked.
+        prompt_lengths, lengths: (R,) tokens of each completion's prompt, and its own.
+    """
+
+    ids: Tensor
+    position: Tensor
+    subtree_end: Tensor
+    target: Tensor
+    predictor: Tensor
+    index: Tensor
+    prompt_lengths: Tensor
+    lengths: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """N, tokens the model runs over."""
+        return len(self.ids)
+
+    @property
+    def raw_tokens(self) -> int:
+        """Tokens of all completions, each with its prompt: what unpacked rows hold without padding."""
+        return int(self.prompt_lengths.sum() + self.lengths.sum())
+
+    @cached_property
+    def layout(self) -> TreeLayout:
+        """What attention needs to know; its plan is made once for all passes."""
+        return TreeLayout(self.subtree_end, self.position)
+
+    def to(self, device: torch.device | str) -> "PackedTree":
+        """The same on another device; itself, if it is there already."""
+        if self.ids.device == torch.device(device):
+            return self
+        return PackedTree(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    def __repr__(self) -> str:
+        return (
+            f"PackedTree(completions={len(self.lengths)}, tokens={self.num_tokens}, "
+            f"raw_tokens={self.raw_tokens}, predicted={len(self.target)})"
+        )
+
+
+def pack(prompt_ids: ArrayLike, tree: ProcessTree, mask: ArrayLike | None = None) -> PackedTree:
+    """Lay out one group: its prompt once, then each process step once.
+
+    Args:
+        prompt_ids: P ≥ 1 token ids, without padding. Where prompts differ inside a group (`contexts`), build
+            a tree for each and `join` them.
+        tree: the completions.
+        mask: (G, T) true at tokens whose log-prob is wanted, as for credits. None: all.
+
+    Returns:
+        M counts each wanted token once.
+
+    Raises:
+        InputError: an empty prompt, negative ids (padding), a mask of another shape.
+
+    >>> packed = pack([1, 2], ProcessTree.build([[5, 6, 7], [5, 8]]))
+    >>> packed.ids.tolist(), packed.position.tolist(), packed.subtree_end.tolist()
+    ([1, 2, 5, 6, 7, 8], [0, 1, 2, 3, 4, 3], [6, 6, 6, 5, 5, 6])
+    >>> packed.predictor.tolist(), packed.index.tolist()
+    ([1, 2, 3, 2], [[0, 1, 2], [0, 3, -1]])
+    """
+    prompt = _prompt(prompt_ids)
+    count, steps = len(prompt), tree.end - tree.start
+    stop = count + np.cumsum(steps, dtype=np.int64)  # of each node's tokens in the row
+    start = stop - steps
+    place = np.arange(count, int(stop[-1]))  # of each of the tree's tokens in the row
+    depth = place + np.repeat(tree.start - start, steps)  # its place in its completion
+    predictor = place - 1
+    first = np.flatnonzero(steps)
+    before = np.where(tree.parent[first] >= 0, stop[tree.parent[first]], count)
+    predictor[start[first] - count] = before - 1
+    index = tree.step_index.astype(np.int64)
+    token = np.append(start - count - tree.start, 0)[index] + np.arange(index.shape[1])
+    wanted = tree.policy_tokens(mask)
+    used = np.zeros(len(place), bool)
+    used[token[wanted]] = True
+
+    row = (
+        np.concatenate([prompt, tree.tokens]),
+        np.concatenate([np.arange(count), count + depth]),
+        np.concatenate([np.full(count, stop[-1]), np.repeat(_subtree_stops(tree, stop), steps)]),
+        tree.tokens[used],
+        predictor[used],
+        np.where(wanted, (np.cumsum(used) - 1)[token] if len(used) else -1, -1),
+        np.full(tree.num_completions, count),
+        tree.lengths,
+    )
+    return PackedTree(*(torch.from_numpy(field.astype(np.int64)) for field in row))
+
+
+def join(groups: Sequence[PackedTree]) -> PackedTree:
+    """Groups one after the other in one row, where they do not see each other; completions keep this order.
+
+    Raises:
+        InputError: no groups.
+    """
+    if len(groups) == 0:
+        raise InputError("groups: expected at least one, got none")
+    width = max(group.index.shape[1] for group in groups)
+    parts: dict[str, list[Tensor]] = {field.name: [] for field in fields(PackedTree)}
+    tokens = predicted = 0
+    for group in groups:
+        shifts = {"subtree_end": tokens, "predictor": tokens}
+        index = torch.where(group.index < 0, -1, group.index + predicted)
+        padded = torch.nn.functional.pad(index, (0, width - index.shape[1]), value=-1)
+        for name, tensors in parts.items():
+            tensors.append(padded if name == "index" else getattr(group, name) + shifts.get(name, 0))
+        tokens, predicted = tokens + group.num_tokens, predicted + len(group.target)
+    return PackedTree(**{name: torch.cat(tensors) for name, tensors in parts.items()})
+
+
+def tree_logps(
+    model: Any, packed: PackedTree, *, temperature: float = 1.0, rows: int | None = None
+) -> Tensor:
+    """log π(y_it | prompt, y_i,<t) of each completion token, in one forward pass over the unique tokens.
+
+    Args:
+        model: a causal language model of transformers, as it is or wrapped for LoRA or several processes. It
+            is switched to tree attention and stays so: outside of trees that is SDPA.
+        packed: on any device; it is brought to the model's.
+        temperature: the one of sampling; logits are divided by it.
+        rows: positions that the LM head projects at a time. None: as fits its vocabulary.
+
+    Returns:
+        (R, T), float32 at least; 0 where `packed.index` is -1.
+
+    Raises:
+        InputError: a model that cannot fork, active dropout, ids beyond the vocabulary or positions beyond a
+            learned table, a temperature that is not positive.
+    """
+    return tree_logps_and_entropies(model, packed, temperature=temperature, rows=rows)[0]
+
+
+def tree_logps_and_entropies(
+    model: Any, packed: PackedTree, *, temperature: float = 1.0, rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `tree_logps`, and the entropy of the distribution each token was drawn from, (R, T) as well."""
+    if not temperature > 0:
+        raise InputError(f"temperature: expected a positive number, got {temperature}")
+    if rows is not None and rows < 1:
+        raise InputError(f"rows: expected at least 1 position, got {rows}")
+    inner = inner_model(model)
+    packed = packed.to(inner.device)
+    check_forkable(inner, packed.ids, packed.position)
+    use_tree_attention(inner)
+    config = inner.config.get_text_config()
+    logits = Logits.of_model(config, temperature)
+    chunk = rows or chunk_rows(config.vocab_size)
+    scores: list[tuple[Tensor, Tensor]] = []
+
+    def score_instead(head: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        """Runs before the head, within the model's forward, as wrappers that gather parameters need it."""
+        hook.remove()
+        predicting = args[0][0].index_select(0, packed.predictor)
+        scores.append(token_scores(head, predicting, packed.target, logits, chunk))
+        return (args[0][:, -1:],)
+
+    hook = inner.get_output_embeddings().register_forward_pre_hook(score_instead)
+    try:
+        _run(model, packed, config)
+    finally:
+        hook.remove()
+    return _spread(scores[0][0], packed.index), _spread(scores[0][1], packed.index)
+
+
+def _run(model: Any, packed: PackedTree, config: Any) -> None:
+    with bound(packed.layout) as binding:
+        model(
+            input_ids=packed.ids[None],
+            attention_mask=torch.ones_like(packed.ids)[None],
+            position_ids=packed.position[None],
+            use_cache=False,
+        )
+    if binding.layers != config.num_hidden_layers:
+        raise InputError(
+            f"{type(model).__name__}: {binding.layers} of its {config.num_hidden_layers} layers attended to "
+            "the tree; the others mix tokens by means that cannot fork. Train it without tree packing"
+        )
+
+
+def _spread(values: Tensor, index: Tensor) -> Tensor:
+    """(M,) → (R, T); autograd sums what flows back to a shared token."""
+    padded = torch.nn.functional.pad(values, (0, 1))
+    return padded.index_select(0, index.flatten() % len(padded)).view(index.shape)
+
+
+def _subtree_stops(tree: ProcessTree, stop: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) of each node, where the tokens of its last descendant stop."""
+    stops, parents = stop.tolist(), tree.parent.tolist()
+    for node in range(len(stops) - 1, 0, -1):
+        stops[parents[node]] = max(stops[parents[node]], stops[node])
+    return np.array(stops)
+
+
+def _prompt(prompt_ids: ArrayLike) -> NDArray[np.int64]:
+    prompt = np.asarray(prompt_ids)
+    if prompt.ndim != 1 or len(prompt) == 0 or prompt.dtype.kind not in "iu":
+        raise InputError(
+            "prompt_ids: expected at least one token id, in one dimension, for something must predict the "
+            f"completions' first token; got shape {prompt.shape}, dtype {prompt.dtype}"
+        )
+    if prompt.min() < 0:
+        raise InputError(
+            f"prompt_ids: token #{int(prompt.argmin())} is {prompt.min()}; cut off padding first"
+        )
+    return prompt.astype(np.int64)
