@@ -1,7 +1,7 @@
 """Packed rows through wrappers for several processes: the gradients of both processes' groups, averaged."""
 
-import os
-import socket
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +22,9 @@ def wrapped(model: Any, kind: str) -> Any:
     return distributed.fsdp.fully_shard(model, mesh=mesh)
 
 
-def work(rank: int, port: int, kind: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+def work(rank: int, store: str, kind: str) -> None:
+    patience = timedelta(seconds=120)
+    distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2, timeout=patience)
     parts, alone = [GROUPS[:1], GROUPS[1:]], make_model("qwen3")
     both = [gradients(alone, tree_logps(alone, packed_of(part))) for part in parts]
     model = make_model("qwen3")
@@ -41,8 +41,5 @@ def work(rank: int, port: int, kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_processes(kind: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, args=(port, kind), nprocs=2)
+def test_two_processes(tmp_path: Path, kind: str) -> None:
+    torch.multiprocessing.spawn(work, args=(str(tmp_path / "store"), kind), nprocs=2)

@@ -57,7 +57,7 @@ def test_make_demo(tmp_path: Path) -> None:
     command = re.search(r"^demo:.*\n\t\$\(BIN\)/(lambda-grpo .*)$", recipe, re.MULTILINE)[1]
     environment = os.environ | {"LAMBDA_GRPO_CACHE": str(tmp_path / "cache")}
     arguments = [sys.executable, "-m", "lambda_grpo.cli", *command.split()[1:]]
-    subprocess.run(arguments, check=True, cwd=tmp_path, env=environment)
+    subprocess.run(arguments, check=True, cwd=tmp_path, env=environment, timeout=1200)
     (results,) = tmp_path.glob("runs/thinking-sums-lambda_grpo-*/results.json")
     table = json.loads(results.read_text())
     assert table["before"]["sampled_accuracy"]["mean"] <= 0.55

@@ -287,7 +287,12 @@ def test_a_group_that_straddles_two_processes(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
-        [*launch, str(worker), str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+        [*launch, str(worker), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr[-4000:]
     reports = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]

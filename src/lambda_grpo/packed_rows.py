@@ -1,7 +1,7 @@
 """A trainer's padded rows → one packed row; this is where an engine plugs tree packing in.
 
-Sharing is found by token ids alone, which is always exact: rows may be shuffled, and groups split over
-batches only share less. R is the number of rows, L their padded length.
+Sharing is found by token ids alone, which is always exact: rows may be shuffled, and a group that is split
+over batches only shares less. R is the number of rows, L their padded length.
 """
 
 from dataclasses import replace
