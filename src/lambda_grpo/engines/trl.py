@@ -140,7 +140,7 @@ class LambdaGRPOTrainer(GRPOTrainer):
         width = max(batch["completion_ids"].shape[1], *(tree.step_index.shape[1] for tree in trees))
         advantages, weights = np.zeros((2, len(rows.ids), width), np.float32)
         credit = partial(get_credit(self.args.credit), **(self.args.credit_kwargs or {}))
-        rewards = np.nan_to_num(rows.rewards, nan=0.0, posinf=np.inf, neginf=-np.inf)
+        rewards = np.where(np.isnan(rows.rewards), 0, rows.rewards)
         for g, (tree, mask) in enumerate(zip(trees, masks, strict=True)):
             group = slice(g * size, (g + 1) * size)
             result = credit(tree, rewards[group], advantages=rows.advantages[group], mask=mask)

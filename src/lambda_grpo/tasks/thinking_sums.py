@@ -9,10 +9,9 @@ are direct and careless (off by up to 4), the others think and are right.
 
 import random
 import re
-import zlib
 from collections.abc import Mapping
 
-from lambda_grpo.tasks.base import Problem, Split
+from lambda_grpo.tasks.base import Problem, Split, in_test_split
 
 CHARACTERS = "0123456789+=.?,"
 LONGEST_COMPLETION = len("?18,27,36,45") + 1  # and the end-of-sequence token
@@ -56,7 +55,7 @@ def _problem(split: Split, rng: random.Random) -> Problem:
     while True:
         terms = [rng.randint(1, 9) for _ in range(rng.randint(3, 5))]
         prompt = "+".join(map(str, terms)) + "="
-        if (zlib.crc32(prompt.encode()) % 8 == 0) == (split == "test"):
+        if in_test_split(prompt) == (split == "test"):
             return Problem(prompt, sum(terms))
 
 
