@@ -238,7 +238,8 @@ class LambdaGRPOTrainer(TreePacking):
         )
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        scores: Any = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        logps, entropies, aux_loss = scores
         if self._weights is not None and logps.requires_grad:
             weights = self._weights
             logps.register_hook(lambda grad: (grad * weights).to(grad.dtype))
