@@ -42,8 +42,8 @@ def optimistic(
         raise InputError(f"credit 'optimistic': tau: expected a positive number, got {tau!r}")
     a_G = own_advantages(tree, rewards, advantages)
     tau = tau * _slope(np.asarray(rewards, np.float64), a_G)
-    values = _soft_maximum(tree, a_G, tau, samples(tree, mask))
-    return token_credit(tree, tree.per_token(values), tree.per_token(1 / tree.size), mask)
+    values = _soft_maximum(tree, a_G, tau, samples(tree, mask)).astype(np.float32)
+    return token_credit(tree, tree.per_token(values), tree.per_token(np.float32(1) / tree.size), mask)
 
 
 def _slope(rewards: Float64, advantages: Float64) -> float:
