@@ -1,9 +1,9 @@
-"""A credit of your own: only the best completion of a group teaches, and a shared step is pushed once.
+"""A credit of your own: the best completion of a group teaches most, and a shared step is pushed once.
 
 A credit is a function with the signature of `grpo`. Name it wherever a credit is named, by its file or as a
 dotted path; its own parameters are keywords after `mask`:
 
-    lambda-grpo train --credit examples/custom_credit.py:best_only --credit_kwargs '{"others": 0.1}'
+    lambda-grpo train --credit examples/custom_credit.py:best_only --credit_kwargs '{"others": 0.2}'
     lambda-grpo train --compare grpo,lambda_grpo,my_package.my_module:my_credit
 
 It is tried on a small group before training starts, and what it returns is checked. Run this file to see what
@@ -23,9 +23,9 @@ def best_only(
     *,
     advantages: ArrayLike | None = None,
     mask: ArrayLike | None = None,
-    others: float = 0.0,
+    others: float = 0.1,
 ) -> TokenCredit:
-    """Token (i, t) gets (a_i, 1/|λ(i,t)|) if completion i is among the best, else (others · a_i, 1/|λ(i,t)|)."""
+    """Token (i, t) gets (a_i, 1/|λ(i,t)|) if completion i is among the best, else `others` times that a_i."""
     a_G = own_advantages(tree, rewards, advantages)  # the trainer's, or else GRPO's
     a_G = np.where(a_G == a_G.max(), a_G, others * a_G)
     return token_credit(tree, a_G[:, None], tree.per_token(1 / tree.size), mask)
