@@ -1,7 +1,9 @@
 """The credits past the paper: by hand, by their literal definitions, by what each of them promises."""
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal_credits import Case, literal, plain
 
-from lambda_grpo import InputError, ProcessTree, TokenCredit, credit
+from lambda_grpo import InputError, ProcessTree, TokenCredit, cli, credit
 from lambda_grpo.credit import CREDITS, Credit
 
 # 0: a b b c, 1: a b b d, 2: a e e, 3: z. Steps: a = {0,1,2}, bb = {0,1}, and what each has alone.
@@ -335,3 +337,13 @@ def test_treepo_is_grpo_without_shared_steps() -> None:
     flat = ProcessTree.build([[9, 1, 2], [9, 3], [9, 4, 1], [9]])  # a shared root is the group itself
     assert (credit.treepo(flat, REWARDS).advantage == credit.grpo(flat, REWARDS).advantage).all()
     assert (credit.treepo(TREE, REWARDS).advantage != credit.grpo(TREE, REWARDS).advantage).any()
+
+
+def test_docs_and_help_name_all_credits(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "credits.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(CREDITS)
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    settings = re.findall(r"[a-z_]+", shown[shown.index("--credit CREDIT") : shown.index("--credit_kwargs")])
+    assert set(CREDITS) <= set(settings)
