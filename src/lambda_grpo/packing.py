@@ -14,7 +14,7 @@ R is the number of completions (of all groups), N of packed tokens, M of predict
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -104,6 +104,38 @@ def pack(prompt_ids: ArrayLike, tree: ProcessTree, mask: ArrayLike | None = None
     ([1, 2, 3, 2], [[0, 1, 2], [0, 3, -1]])
     """
     prompt = _prompt(prompt_ids)
+    return _lay_out(prompt, tree, tree.policy_tokens(mask), np.full(tree.num_completions, len(prompt)))
+
+
+def pack_whole(tree: ProcessTree, prompt_lengths: NDArray[np.integer]) -> PackedTree:
+    """Lay out a tree of whole rows: prompt and completion as one sequence each.
+
+    Prompts share what they have in common too, a system prompt say, so this finds more to share than `join`.
+
+    Args:
+        tree: of rows of any number of groups.
+        prompt_lengths: (R,) ≥ 1, the tokens of each row that are its prompt's.
+
+    Returns:
+        `index` is (R, T), T the longest completion.
+    """
+    place = np.arange(int(tree.lengths.max()))
+    wanted = (place >= prompt_lengths[:, None]) & (place < tree.lengths[:, None])
+    packed = _lay_out(np.zeros(0, np.int64), tree, wanted, prompt_lengths)
+    width = int(packed.lengths.max())
+    columns = np.minimum(prompt_lengths[:, None] + np.arange(width), len(place) - 1)
+    index = packed.index.gather(1, torch.from_numpy(columns))
+    index[torch.arange(width) >= packed.lengths[:, None]] = -1
+    return replace(packed, index=index)
+
+
+def _lay_out(
+    prompt: NDArray[np.int64],
+    tree: ProcessTree,
+    wanted: NDArray[np.bool_],
+    prompt_lengths: NDArray[np.integer],
+) -> PackedTree:
+    """The prompt, then the tree; (R, T) `wanted` marks the tokens that are predicted."""
     count, steps = len(prompt), tree.end - tree.start
     stop = count + np.cumsum(steps, dtype=np.int64)  # of each node's tokens in the row
     start = stop - steps
@@ -115,7 +147,6 @@ def pack(prompt_ids: ArrayLike, tree: ProcessTree, mask: ArrayLike | None = None
     predictor[start[first] - count] = before - 1
     index = tree.step_index.astype(np.int64)
     token = np.append(start - count - tree.start, 0)[index] + np.arange(index.shape[1])
-    wanted = tree.policy_tokens(mask)
     used = np.zeros(len(place), bool)
     used[token[wanted]] = True
 
@@ -126,8 +157,8 @@ def pack(prompt_ids: ArrayLike, tree: ProcessTree, mask: ArrayLike | None = None
         tree.tokens[used],
         predictor[used],
         np.where(wanted, (np.cumsum(used) - 1)[token] if len(used) else -1, -1),
-        np.full(tree.num_completions, count),
-        tree.lengths,
+        prompt_lengths,
+        count + tree.lengths - prompt_lengths,
     )
     return PackedTree(*(torch.from_numpy(field.astype(np.int64)) for field in row))
 
