@@ -152,32 +152,32 @@ def test_all_credits_are_tried_with_their_parameters() -> None:
 def test_training_with_a_credit_of_ones_own(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """On the command line, from the current folder."""
-    import json
-
+    """On the command line, from the current folder; a comparison is only resolved."""
     from lambda_grpo import cli, runs
+    from lambda_grpo.settings import resolve
 
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(Path(module).parent)
-    arguments = ["train", "--max_steps=1", "--per_device_train_batch_size=8", "--num_generations=4"]
-    arguments += ["--eval_problems=4", f"--task={Path(__file__).parent / 'varied_task.py'}:Varied"]
-    compare = ["--compare=my_credits:scaled,my_credits.py:same", '--credit_kwargs={"by": 0.5}']
-    assert (
-        cli.main([*arguments, *compare, "--credit=my_credits:scaled", f"--output_dir={tmp_path / 'a'}"]) == 0
-    )
-    content = json.loads((tmp_path / "a" / "compare.json").read_text())
-    weights = {}
-    for name, run in content["credits"].items():
-        (row,) = (row for row in runs.read_metrics(tmp_path / "a" / run["folder"]) if "loss" in row)
-        weights[name, run["folder"]] = row["credit/mean_weight"]
-    assert weights == {
-        ("my_credits:scaled", "my_credits-scaled"): 0.5,
-        ("my_credits.py:same", "my_credits-py-same"): 1.0,
-    }
-    capsys.readouterr()
-    assert cli.main([*arguments, "--credit=my_credits:negative", f"--output_dir={tmp_path / 'b'}"]) == 2
-    assert "completion #1, token #2 has -0.5, expected 0 or more" in capsys.readouterr().err
-    sequence = ["--importance_sampling_level=sequence", f"--output_dir={tmp_path / 'b'}"]
-    assert cli.main([*arguments, *sequence, "--compare=grpo,my_credits:anything"]) == 2
-    assert "credit 'my_credits:anything' gives each token of a completion" in capsys.readouterr().err
-    assert not (tmp_path / "b").exists()
+    flags = ["--max_steps=1", "--per_device_train_batch_size=8", "--num_generations=4", "--eval_problems=4"]
+    flags += [f"--task={Path(__file__).parent / 'varied_task.py'}:Varied", '--credit_kwargs={"by": 0.5}']
+    scaled = "--credit=my_credits:scaled"
+    assert cli.main(["train", *flags, scaled, f"--output_dir={tmp_path / 'a'}"]) == 0
+    (row,) = (row for row in runs.read_metrics(tmp_path / "a") if "loss" in row)
+    assert row["credit/mean_weight"] == 0.5
+
+    both = resolve("thinking-sums", [*flags, scaled, "--compare=my_credits:scaled,my_credits.py:same"])
+    configs = [both.for_credit(name).config for name in both.credits]
+    assert [Path(c.output_dir).name for c in configs] == ["my_credits-scaled", "my_credits-py-same"]
+    assert [c.credit_kwargs for c in configs] == [{"by": 0.5}, {}]
+
+    for wrong, message in (
+        (["--credit=my_credits:negative"], "completion #1, token #2 has -0.5, expected 0 or more"),
+        (
+            ["--compare=grpo,my_credits:anything", "--importance_sampling_level=sequence"],
+            "credit 'my_credits:anything' gives each token of a completion",
+        ),
+    ):
+        capsys.readouterr()
+        assert cli.main(["train", *flags[:-1], *wrong, f"--output_dir={tmp_path / 'b'}"]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "b").exists()
