@@ -81,18 +81,18 @@ def error(model: Any, packed: PackedTree, groups: Groups, plain: Any = None) -> 
 
 def test_by_hand() -> None:
     packed = pack([1, 2], ProcessTree.build([[5, 6, 7], [5, 8], [5]]), mask=[[1, 1, 1], [1, 0, 0], [1, 0, 0]])
-    assert packed.ids.tolist() == [1, 2, 5, 6, 7, 8]
-    assert packed.position.tolist() == [0, 1, 2, 3, 4, 3]
-    assert packed.subtree_end.tolist() == [6, 6, 6, 5, 5, 6]
+    assert packed.ids.tolist() == [1, 2, 5, 6]  # nothing is predicted after 7 and 8
+    assert packed.position.tolist() == [0, 1, 2, 3]
+    assert packed.subtree_end.tolist() == [4, 4, 4, 4]
     assert packed.target.tolist() == [5, 6, 7]  # 8 is masked
     assert packed.predictor.tolist() == [1, 2, 3]
     assert packed.index.tolist() == [[0, 1, 2], [0, -1, -1], [0, -1, -1]]
     assert packed.raw_tokens == 3 * 2 + 6
 
     both = join([packed, pack([3], ProcessTree.build([[4, 4, 4, 4]]))])
-    assert both.ids.tolist() == [1, 2, 5, 6, 7, 8, 3, 4, 4, 4, 4]
-    assert both.subtree_end.tolist() == [6, 6, 6, 5, 5, 6, 11, 11, 11, 11, 11]
-    assert both.predictor.tolist() == [1, 2, 3, 6, 7, 8, 9]
+    assert both.ids.tolist() == [1, 2, 5, 6, 3, 4, 4, 4]
+    assert both.subtree_end.tolist() == [4, 4, 4, 4, 8, 8, 8, 8]
+    assert both.predictor.tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert both.index.tolist() == [[0, 1, 2, -1], [0, -1, -1, -1], [0, -1, -1, -1], [3, 4, 5, 6]]
 
 
@@ -155,7 +155,9 @@ def test_every_path_spells_its_completion(completions: list[list[int]]) -> None:
             before = paths[int(packed.predictor[predicted])]
             assert packed.ids[before].tolist() == [7, 8, *row[:t]]
     prefixes = {tuple(row[: t + 1]) for row in completions for t in range(len(row))}
-    assert len(packed.target) == len(prefixes) == n - 2
+    assert len(packed.target) == len(prefixes)
+    inner = {row[:t] for row in map(tuple, completions) for t in range(len(row))} - {()}
+    assert n == (2 + len(inner) if prefixes else 1)  # the prompt, and what something follows
 
 
 # The theorem
@@ -413,22 +415,23 @@ def test_refused_input() -> None:
         (lambda: pack([1, -100], tree), "cut off padding"),
         (lambda: pack([1], tree, mask=[[1]]), "mask: expected shape"),
         (lambda: join([]), "at least one"),
-        (lambda: score(pack([VOCABULARY], tree)), "beyond the vocabulary"),
-        (lambda: score(pack([1] * 63, tree)), "64 positions"),
+        (lambda: score(pack([VOCABULARY], tree)), "13 is beyond the model's vocabulary of 13"),
+        (lambda: score(pack([1], ProcessTree.build([[VOCABULARY]]))), "beyond the model's vocabulary"),
+        (lambda: score(pack([1] * 64, tree)), "need 65 positions, transformer.wpe knows 64"),
         (lambda: score(pack([1], tree), temperature=0.0), "temperature"),
         (lambda: score(pack([1], tree), rows=0), "rows"),
     ]:
         with pytest.raises(InputError, match=words):
             call()
-    assert torch.isfinite(score(pack([1] * 62, tree))).all()
+    assert torch.isfinite(score(pack([1] * 63, tree))).all()
 
 
 def test_prompts_that_begin_alike_share_their_beginning() -> None:
     rows = [([7, 8, 9], [1, 2]), ([7, 8, 9], [1]), ([7, 8, 3], [1, 2]), ([7], [8, 9, 1])]
     ids, mask = padded_rows(rows)
     packed = pack_rows(ids, mask, 3)
-    # 7 8 9 1 2 | 3 1 2: the last row's completion runs along the first row's prompt
-    assert packed.num_tokens == 8
+    # 7 8 9 1, then 3 1 below 8: the last row's completion runs along the first row's prompt
+    assert packed.num_tokens == 6
     assert packed.raw_tokens == 5 + 4 + 5 + 4
     model = make_model("gpt2")
     alone = [(prompt, [row]) for prompt, row in rows]

@@ -37,7 +37,7 @@ def pack_rows(ids: Tensor, mask: Tensor, width: int) -> PackedTree:
     >>> rows = torch.tensor([[0, 1, 5, 6], [2, 3, 5, 0], [0, 1, 5, 7]])
     >>> packed = pack_rows(rows, rows > 0, 2)
     >>> packed.ids.tolist(), packed.index.tolist()
-    ([1, 5, 6, 7, 2, 3, 5], [[0, 1], [3, -1], [0, 2]])
+    ([1, 5, 2, 3], [[0, 1], [3, -1], [0, 2]])
     """
     rows, prompt_lengths = _unpad(ids, mask, width)
     packed = pack_whole(ProcessTree.build(rows), prompt_lengths)

@@ -3,7 +3,8 @@
 Tokens with the same prompt and prefix before them have the same log-prob (method, §2.3), so the model need
 run over each only once. A packed row holds, per group, the prompt and then the tree's tokens, depth first; a
 token's position is its distance from the prompt's first token, and token q may see token k iff
-k ≤ q < subtree_end[k]. Groups in one row do not see each other.
+k ≤ q < subtree_end[k]. Groups in one row do not see each other. Tokens after which nothing is predicted, the
+last ones of completions, are left out.
 
 Invariant: `tree_logps` equals the log-probs of each completion in a row of its own, in value and gradient.
 Any loss of all completions' log-probs stays exact, sequence-level ratios included, for autograd sums the
@@ -92,14 +93,14 @@ def pack(prompt_ids: ArrayLike, tree: ProcessTree, mask: ArrayLike | None = None
         mask: (G, T) true at tokens whose log-prob is wanted, as for credits. None: all.
 
     Returns:
-        M counts each wanted token once.
+        M counts each wanted token once. Tokens that predict none, the last ones of completions, are left out.
 
     Raises:
         InputError: an empty prompt, negative ids (padding), a mask of another shape.
 
     >>> packed = pack([1, 2], ProcessTree.build([[5, 6, 7], [5, 8]]))
     >>> packed.ids.tolist(), packed.position.tolist(), packed.subtree_end.tolist()
-    ([1, 2, 5, 6, 7, 8], [0, 1, 2, 3, 4, 3], [6, 6, 6, 5, 5, 6])
+    ([1, 2, 5, 6], [0, 1, 2, 3], [4, 4, 4, 4])
     >>> packed.predictor.tolist(), packed.index.tolist()
     ([1, 2, 3, 2], [[0, 1, 2], [0, 3, -1]])
     """
@@ -150,17 +151,35 @@ def _lay_out(
     used = np.zeros(len(place), bool)
     used[token[wanted]] = True
 
+    ids = np.concatenate([prompt, tree.tokens])
+    position = np.concatenate([np.arange(count), count + depth])
+    end = np.concatenate([np.full(count, stop[-1]), np.repeat(_subtree_stops(tree, stop), steps)])
+    kept = _needed(end, predictor[used])
+    before = np.append(0, np.cumsum(kept))  # kept tokens before each token
     row = (
-        np.concatenate([prompt, tree.tokens]),
-        np.concatenate([np.arange(count), count + depth]),
-        np.concatenate([np.full(count, stop[-1]), np.repeat(_subtree_stops(tree, stop), steps)]),
+        ids[kept],
+        position[kept],
+        before[end[kept]],
         tree.tokens[used],
-        predictor[used],
+        before[predictor[used]],
         np.where(wanted, (np.cumsum(used) - 1)[token] if len(used) else -1, -1),
         prompt_lengths,
         count + tree.lengths - prompt_lengths,
     )
     return PackedTree(*(torch.from_numpy(field.astype(np.int64)) for field in row))
+
+
+def _needed(end: NDArray[np.int64], predictor: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N,) whether a token, or one below it, predicts another; at least one token is kept.
+
+    The last token of a completion predicts nothing, and where it is nobody's prefix it need not run.
+    """
+    predicts = np.zeros(len(end) + 1, np.int64)
+    predicts[predictor + 1] = 1
+    count = np.cumsum(predicts)
+    needed = count[end] > count[:-1]
+    needed[:1] = True
+    return np.asarray(needed)
 
 
 def join(groups: Sequence[PackedTree]) -> PackedTree:
@@ -216,7 +235,7 @@ def tree_logps_and_entropies(
         raise InputError(f"rows: expected at least 1 position, got {rows}")
     inner = inner_model(model)
     packed = packed.to(inner.device)
-    check_forkable(inner, packed.ids, packed.position)
+    check_forkable(inner, torch.cat([packed.ids, packed.target]), packed.position)
     use_tree_attention(inner)
     config = inner.config.get_text_config()
     logits = Logits.of_model(config, temperature)
