@@ -111,14 +111,14 @@ def _row(
     missing = {"target_tokens", "advantages", "mask"} - inputs.keys()
     if missing:
         raise InputError(
-            f"datum #{number}: loss_fn_inputs lack {sorted(missing)}, got {sorted(inputs)}; hand in the datums "
-            "as assemble_training_data returns them"
+            f"datum #{number}: loss_fn_inputs lack {sorted(missing)}, got {sorted(inputs)}; hand in "
+            "the datums as assemble_training_data returns them"
         )
     for chunk in datum.model_input.chunks:
         if not isinstance(chunk, tinker.EncodedTextChunk):
             raise InputError(
-                f"datum #{number}: expected text only, got a {type(chunk).__name__}; images have no token ids "
-                "to compare, so leave such groups to the cookbook's own assemble_training_data"
+                f"datum #{number}: expected text only, got a {type(chunk).__name__}; images have no token "
+                "ids to compare, so leave such groups to the cookbook's own assemble_training_data"
             )
     tokens = np.array([*datum.model_input.to_ints()[:1], *inputs["target_tokens"].to_numpy()], np.int64)
     mask = np.concatenate([[False], inputs["mask"].to_numpy() > 0])
