@@ -145,7 +145,10 @@ def test_rows_stay_together_with_what_belongs_to_them() -> None:
     rng = np.random.default_rng(0)
     group = torch.from_numpy(rng.permutation(np.repeat(np.arange(5), 4)))
     tensors = {"group": group, "twice": 2 * group, "wide": group[:, None] * torch.arange(3)}
-    batches = [{k: v[i : i + 4] for k, v in tensors.items()} | {"none": None, "count": torch.tensor(7)} for i in range(0, 20, 4)]
+    batches = [
+        {k: v[i : i + 4] for k, v in tensors.items()} | {"none": None, "count": torch.tensor(7)}
+        for i in range(0, 20, 4)
+    ]
     dealt = whole_groups(batches)
     assert sorted(batch["group"].unique().item() for batch in dealt) == list(range(5))
     for batch in dealt:
@@ -236,12 +239,14 @@ def test_a_feature_that_cannot_be_packed(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def test_off_is_trls_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TreePacking, "_packed", lambda *_: pytest.fail("packed"))
+    monkeypatch.setattr(TreePacking, "_pack", lambda *_: pytest.fail("packed"))
     make_trainer(tmp_path, tree_packing="off", beta=0.1, max_steps=1).train()
 
 
 def test_evaluation_packs(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, tree_packing="on", num_generations_eval=2, per_device_eval_batch_size=4, beta=0.1)
+    trainer = make_trainer(
+        tmp_path, tree_packing="on", num_generations_eval=2, per_device_eval_batch_size=4, beta=0.1
+    )
     metrics = trainer.evaluate(Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]))
     assert "eval_loss" in metrics
     assert "eval_tree/packed" not in metrics  # only updates are counted

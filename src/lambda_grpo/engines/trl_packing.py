@@ -12,7 +12,7 @@ runs plainly, after one warning that says why.
 """
 
 import logging
-import math
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -38,6 +38,7 @@ Scores = tuple[Tensor, Tensor | None, Tensor | None]  # log-probs, entropies, au
 class TreePacking(GRPOTrainer):
     """`GRPOTrainer` with `args.tree_packing`; logs `tree/packed` and `tree/raw_per_unique` each step."""
 
+    _buffered_inputs: list[dict[str, Any]] | None
     _unpackable = False  # known after the first try
 
     def _get_per_token_logps_and_entropies(
@@ -52,60 +53,83 @@ class TreePacking(GRPOTrainer):
         **inputs: Any,
     ) -> Scores:
         """As TRL's; `batch_size` is the number of rows that run together, packed or not."""
-        plain = super()._get_per_token_logps_and_entropies
-        options = {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss, **inputs}
-        others = sorted(name for name, value in inputs.items() if value is not None)
+        plain = partial(
+            super()._get_per_token_logps_and_entropies,
+            *(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+            ),
+            **inputs,
+        )
+        if self.args.tree_packing == "off":
+            return plain()
+        for name in [name for name, value in inputs.items() if value is not None]:
+            self._give_up(f"{name} cannot be packed")
         if compute_aux_loss:
-            others.append("the auxiliary loss of a mixture of experts, which counts tokens,")
-        if self.args.tree_packing == "off" or self._unpackable or others:
-            if others and self.args.tree_packing != "off":
-                self._give_up(f"{', '.join(others)} cannot be packed")
-            return plain(model, input_ids, attention_mask, logits_to_keep, batch_size, **options)
-        parts: list[Scores] = []
-        for start in range(0, len(input_ids), batch_size or len(input_ids)):
-            rows = slice(start, start + (batch_size or len(input_ids)))
-            chunk = input_ids[rows], attention_mask[rows], logits_to_keep
-            parts.append(self._packed(model, *chunk) or plain(model, *chunk, **options))
-        logps, entropies, _ = zip(*parts, strict=True)
-        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
-
-    def _packed(self, model: Any, ids: Tensor, mask: Tensor, width: int) -> Scores | None:
-        """Log-probs and entropies (B, width) by way of the packed tree; None where plain rows are better."""
+            self._give_up("a mixture of experts' auxiliary loss counts every token as often as it occurs")
+        size = batch_size or len(input_ids)
+        chunks = [
+            self._pack(input_ids[i : i + size], attention_mask[i : i + size], logits_to_keep)
+            for i in range(0, len(input_ids), size)
+        ]
+        if not self._worthwhile(model, chunks, input_ids):
+            return plain()
         try:
-            tree = None if self._unpackable else pack_rows(ids, mask, width)
-            gain = 0.0 if tree is None else self._gain(model, tree, ids)
-            worthwhile = self._all_processes_agree(gain >= WORTHWHILE)
-            if tree is not None and torch.is_grad_enabled():
-                self._metrics["train"]["tree/packed"].append(float(worthwhile))
-                self._metrics["train"]["tree/raw_per_unique"].append(tree.raw_tokens / tree.num_tokens)
-            if tree is None or not worthwhile:
-                return None
             with self.accelerator.autocast():
-                logps, entropies = tree_logps_and_entropies(model, tree, temperature=self.temperature)
+                scores = [
+                    tree_logps_and_entropies(model, tree, temperature=self.temperature)
+                    for tree in chunks
+                    if tree is not None
+                ]
+        except InputError as reason:
+            self._give_up(str(reason))
+            return plain()
+        logps, entropies = (torch.cat(parts) for parts in zip(*scores, strict=True))
+        return logps, entropies if compute_entropy else None, None
+
+    def _pack(self, ids: Tensor, mask: Tensor, width: int) -> PackedTree | None:
+        if self._unpackable:
+            return None
+        try:
+            return pack_rows(ids, mask, width)
         except InputError as reason:
             self._give_up(str(reason))
             return None
-        return logps, entropies, None
 
-    def _gain(self, model: Any, tree: PackedTree, ids: Tensor) -> float:
-        """How many times faster the packed tree should be; infinite if packing is asked for."""
-        if self.args.tree_packing == "on":
-            return math.inf
+    def _worthwhile(self, model: Any, chunks: list[PackedTree | None], ids: Tensor) -> bool:
+        """Whether to pack. All processes do the same, for sharded models gather weights layer by layer."""
+        trees = [tree for tree in chunks if tree is not None]
+        packable = len(trees) == len(chunks)
+        worthwhile = packable and (
+            self.args.tree_packing == "on" or self._gain(model, trees, ids) >= WORTHWHILE
+        )
+        raw, unique = sum(tree.raw_tokens for tree in trees), sum(tree.num_tokens for tree in trees)
+        if self.accelerator.num_processes > 1:
+            mine = torch.tensor([worthwhile, raw, unique], dtype=torch.float64, device=self.accelerator.device)
+            votes, raw, unique = self.accelerator.reduce(mine, reduction="sum").tolist()
+            worthwhile = votes == self.accelerator.num_processes
+        if unique and torch.is_grad_enabled():
+            self._metrics["train"]["tree/packed"].append(float(worthwhile))
+            self._metrics["train"]["tree/raw_per_unique"].append(raw / unique)
+        return worthwhile
+
+    def _gain(self, model: Any, trees: list[PackedTree], ids: Tensor) -> float:
+        """How many times faster packed trees should be than rows; 0 where that is not known."""
         if ids.device.type != "cpu":  # costs were fitted on CPUs only
             return 0.0
-        return predicted_gain(tree, inner_model(model).config.get_text_config(), projected=ids.numel())
-
-    def _all_processes_agree(self, yes: bool) -> bool:
-        """Sharded models gather their weights layer by layer, for which all processes must go the same way."""
-        if self.accelerator.num_processes == 1:
-            return yes
-        votes = self.accelerator.gather(torch.tensor([yes], device=self.accelerator.device))
-        return bool(votes.all())
+        config = inner_model(model).config.get_text_config()
+        gains = [predicted_gain(tree, config, ids[: len(tree.index)].numel()) for tree in trees]
+        return sum(gains) / len(gains)
 
     def _give_up(self, reason: str) -> None:
-        self._unpackable = True
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and not self._unpackable:
             _logger.warning("Tree packing is off, the rows run plainly: %s", reason)
+        self._unpackable = True
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
@@ -129,8 +153,8 @@ class TreePacking(GRPOTrainer):
 def whole_groups(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of shuffled micro-batches, dealt out again so that the rows of a group are neighbours.
 
-    Groups keep the order in which the shuffle brought up their first rows, so theirs is random too. Tensors with
-    a dimension are taken for rows; images, which are not in rows, are left where they are.
+    Groups keep the order in which the shuffle brought up their first rows, so theirs is random too. Tensors
+    with a dimension are taken for rows; batches with images, which are not in rows, are left as they are.
 
     >>> shuffled = [{"group": torch.tensor([1, 0])}, {"group": torch.tensor([0, 1])}]
     >>> [batch["group"].tolist() for batch in whole_groups(shuffled)]
@@ -140,7 +164,8 @@ def whole_groups(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return batches
     groups = torch.cat([batch[_GROUP] for batch in batches])
     seen: dict[int, int] = {}
-    order = torch.tensor([seen.setdefault(group, len(seen)) for group in groups.tolist()]).argsort(stable=True)
+    rank = torch.tensor([seen.setdefault(group, len(seen)) for group in groups.tolist()])
+    order = rank.argsort(stable=True)
     count = len(order) // len(batches)
     dealt: list[dict[str, Any]] = [dict(batch) for batch in batches]
     for name, value in batches[0].items():
