@@ -16,11 +16,13 @@ from transformers.utils import logging as transformers_logging
 from lambda_grpo import console, curves, policy, runs, splits
 from lambda_grpo.callbacks import CheckMetric, Log, Refresh, Report
 from lambda_grpo.engines.trl import LambdaGRPOTrainer
+from lambda_grpo.errors import unknown_name
 from lambda_grpo.evaluation import Evaluation, Sampling, evaluate
 from lambda_grpo.options import Settings, TrainOptions
 from lambda_grpo.splits import Splits
 from lambda_grpo.tasks import Problem, Task, get_task
 from lambda_grpo.tasks.base import score
+from lambda_grpo.tasks.chat import Chat
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def train(settings: Settings) -> Trained:
     folder = Path(config.output_dir)
     transformers_logging.disable_progress_bar()
     task = get_task(options.task)
+    if options.system_prompt:
+        task = Chat(task, options.system_prompt)
     if options.model != policy.EMBEDDED:
         model, tokenizer = policy.load_policy(options.model, **(config.model_init_kwargs or {}))
     runs.check_unused(folder)
@@ -149,6 +153,7 @@ def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings:
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(validation) if validation else None,
         processing_class=tokenizer,
+        peft_config=_adapters(model, settings.options),
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -160,6 +165,30 @@ def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings:
     if settings.options.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(settings.options.early_stopping_patience))
     return trainer
+
+
+def _adapters(model: Any, options: TrainOptions) -> Any:
+    """What peft is to train in place of the weights; None for the weights themselves.
+
+    Raises:
+        InputError: `lora_target` names a module that the model lacks.
+    """
+    if not options.lora_r:
+        return None
+    from peft import LoraConfig
+
+    targets = [name.strip() for name in options.lora_target.split(",")]
+    known = {name.rpartition(".")[2] for name, module in model.named_modules() if not list(module.children())}
+    for name in targets:
+        if name not in known | {"all-linear"}:
+            raise unknown_name("module in lora_target", name, known - {""})
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+    )
 
 
 def _outcome(trainer: _Trainer, problems: Splits, options: TrainOptions) -> tuple[int, int, Validated | None]:
