@@ -16,7 +16,6 @@ from transformers.utils import logging as transformers_logging
 from lambda_grpo import console, curves, policy, runs, splits
 from lambda_grpo.callbacks import CheckMetric, Log, Refresh, Report
 from lambda_grpo.engines.trl import LambdaGRPOTrainer
-from lambda_grpo.errors import unknown_name
 from lambda_grpo.evaluation import Evaluation, Sampling, evaluate
 from lambda_grpo.options import Settings, TrainOptions
 from lambda_grpo.splits import Splits
@@ -146,6 +145,8 @@ def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings:
         [{"prompt": problem.prompt, "problem": i} for i, problem in enumerate(part, start)]
         for part, start in ((problems.train, 0), (problems.validation, len(problems.train)))
     )
+    options = settings.options
+    low_rank = policy.LowRank(options.lora_r, options.lora_alpha, options.lora_dropout, options.lora_target)
     trainer = _Trainer(
         model,
         _reward_function(task, [*problems.train, *problems.validation]),
@@ -153,7 +154,7 @@ def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings:
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(validation) if validation else None,
         processing_class=tokenizer,
-        peft_config=_adapters(model, settings.options),
+        peft_config=policy.adapters(model, low_rank) if low_rank.rank else None,
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -162,33 +163,9 @@ def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings:
         if tied := getattr(model, "all_tied_weights_keys", None):
             # Tells transformers that tied weights are not missing from the checkpoint it loads.
             model._keys_to_ignore_on_save = model._keys_to_ignore_on_save or list(tied)
-    if settings.options.early_stopping_patience:
-        trainer.add_callback(EarlyStoppingCallback(settings.options.early_stopping_patience))
+    if options.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(options.early_stopping_patience))
     return trainer
-
-
-def _adapters(model: Any, options: TrainOptions) -> Any:
-    """What peft is to train in place of the weights; None for the weights themselves.
-
-    Raises:
-        InputError: `lora_target` names a module that the model lacks.
-    """
-    if not options.lora_r:
-        return None
-    from peft import LoraConfig
-
-    targets = [name.strip() for name in options.lora_target.split(",")]
-    known = {name.rpartition(".")[2] for name, module in model.named_modules() if not list(module.children())}
-    for name in targets:
-        if name not in known | {"all-linear"}:
-            raise unknown_name("module in lora_target", name, known - {""})
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=options.lora_r,
-        lora_alpha=options.lora_alpha,
-        lora_dropout=options.lora_dropout,
-        target_modules="all-linear" if targets == ["all-linear"] else targets,
-    )
 
 
 def _outcome(trainer: _Trainer, problems: Splits, options: TrainOptions) -> tuple[int, int, Validated | None]:
