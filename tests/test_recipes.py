@@ -1,6 +1,7 @@
 """The recipes say what the paper says, and each runs, in small and offline."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,26 @@ def test_trained_adapters_are_a_model(tmp_path: Path, quick_policy: None) -> Non
     before, found = json.loads((tmp_path / "out.json").read_text())["models"]
     assert found["greedy_accuracy"] == after["greedy_accuracy"]
     assert found["mean_length"] != before["mean_length"]  # the adapters are not lost
+
+
+def test_the_document_names_every_recipe_and_its_commands_are_understood(tmp_path: Path) -> None:
+    document = (Path(__file__).parent.parent / "docs/openrs.md").read_text()
+    assert re.findall(r"^\| `(openrs-[^`]+)`", document, re.MULTILINE) == [
+        "openrs-qwen-1.5b", "openrs-qwen-1.5b-kl", "openrs-llama-1b", "openrs-llama-1b-kl",
+        "openrs-overlap-6", "openrs-overlap-36",
+    ]  # fmt: skip
+    for recipe in OPENRS:
+        settings = resolve(recipe, ["--use_cpu", "--bf16=false"])
+        row = next(line for line in document.splitlines() if line.startswith(f"| `{recipe}`"))
+        cells = [cell.strip() for cell in row.split("|")]
+        assert float(cells[4]) == settings.config.learning_rate
+        assert int(cells[5]) == settings.config.num_generations
+        assert int(cells[6].replace(",", "")) == settings.config.max_steps
+        assert float(cells[3].split()[0]) == settings.config.beta
+    (block,) = re.findall(r"```sh\n(.*?)```", document, re.DOTALL)
+    for line in block.splitlines():
+        command, *arguments = line.split()[1:]
+        if command == "train":
+            resolve(arguments[1], [*arguments[2:], "--use_cpu", "--bf16=false"])
+        else:
+            cli._parser("eval").parse_args([command, *arguments])

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from lambda_grpo import console, curves, policy, runs, splits
 from lambda_grpo.callbacks import CheckMetric, Log, Refresh, Report
 from lambda_grpo.engines.trl import LambdaGRPOTrainer
+from lambda_grpo.errors import InputError
 from lambda_grpo.evaluation import Evaluation, Sampling, evaluate
 from lambda_grpo.options import Settings, TrainOptions
 from lambda_grpo.splits import Splits
@@ -137,7 +138,14 @@ def _draw(task: Task, settings: Settings) -> Splits:
         options.validation_problems if options.validate_every else 0,
         options.eval_problems,
     )
-    return splits.draw(task, wanted, settings.config.seed)
+    problems = splits.draw(task, wanted, settings.config.seed)
+    least = settings.config.generation_batch_size // settings.config.num_generations
+    if len(problems.train) < least:
+        raise InputError(
+            f"train_problems: {len(problems.train)} problems are left to train on, and a step takes {least}: raise "
+            "train_problems, or lower the batch size"
+        )
+    return problems
 
 
 def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings: Settings) -> _Trainer:

@@ -6,6 +6,8 @@ delimiters, or a worked text with `\\boxed{…}` or, as in GSM8K, `#### …` at 
 worked text, math-verify takes the last `\\boxed{…}`, else what follows a phrase like "the answer is", else
 the last formula or number.
 
+Numbers below 0.001 must agree in three digits: math-verify rounds to six decimals.
+
 A gold answer that math-verify cannot parse never becomes a problem: its row is skipped, counted and logged. A
 completion that it cannot parse, or not in time, scores 0. Parsing and comparing run in a worker process under
 one time limit, because math-verify's own works in the main thread only and cannot stop C code.
