@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from lambda_grpo import measures
 from lambda_grpo.credit import get_credit
-from lambda_grpo.errors import InputError
+from lambda_grpo.engines.trl_packing import MODES, TreePacking
+from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.runs import Rollouts, write_rollouts
 from lambda_grpo.tree import ProcessTree
 
@@ -40,12 +41,17 @@ class LambdaGRPOConfig(GRPOConfig):
     Attributes:
         credit: name of the credit, a key of `lambda_grpo.credit.CREDITS`.
         credit_kwargs: the credit's own parameters, checked against its signature.
+        tree_packing: run the model over the unique tokens of each micro-batch: `auto` where that should be
+            faster (on CPUs; elsewhere its cost is unknown yet, and `auto` means `off`), `on`, or `off`.
         save_rollouts: write every generation batch to `output_dir/rollouts/*.parquet`.
     """
 
     credit: str = field(default="lambda_grpo", metadata={"help": "Name of the credit, e.g. grpo."})
     credit_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "The credit's own parameters, as JSON."}
+    )
+    tree_packing: str = field(
+        default="auto", metadata={"help": "Run each shared token only once: auto (where it pays), on or off."}
     )
     save_rollouts: bool = field(
         default=False, metadata={"help": "Write every generation batch to output_dir/rollouts."}
@@ -59,6 +65,8 @@ class LambdaGRPOConfig(GRPOConfig):
         if isinstance(self.credit_kwargs, str):
             raise InputError(f"credit_kwargs: expected a JSON object, got {self.credit_kwargs!r}")
         get_credit(self.credit, self.credit_kwargs)
+        if self.tree_packing not in MODES:
+            raise unknown_name("tree_packing", str(self.tree_packing), MODES)
         if self.credit == "process" and self.importance_sampling_level != "token":
             raise InputError(
                 "credit 'process' gives each token of a completion an advantage of its own, and is GRPO's "
@@ -99,7 +107,7 @@ class _Rows:
     mine: slice
 
 
-class LambdaGRPOTrainer(GRPOTrainer):
+class LambdaGRPOTrainer(TreePacking):
     """`GRPOTrainer` whose tokens get the credit that `LambdaGRPOConfig.credit` names.
 
     Takes what `GRPOTrainer` takes. Logs beside TRL's metrics, each step: `tree/path_depth`,
@@ -107,7 +115,8 @@ class LambdaGRPOTrainer(GRPOTrainer):
     `tree/flat_groups` (share), `credit/mean_weight`, `credit/weighted_loss` (TRL's loss with each token's
     term weighted; TRL's own `loss` stays unweighted), and the shares of completions that stay in the tree but
     contribute nothing: `credit/unscorable` (no reward function scored them) and `credit/truncated` (all
-    their tokens masked).
+    their tokens masked). With tree packing also `tree/packed` (share of micro-batches) and
+    `tree/raw_per_unique` tokens.
     """
 
     _tag_names = ["trl", "lambda-grpo"]
@@ -229,7 +238,8 @@ class LambdaGRPOTrainer(GRPOTrainer):
         )
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        scores: Any = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        logps, entropies, aux_loss = scores
         if self._weights is not None and logps.requires_grad:
             weights = self._weights
             logps.register_hook(lambda grad: (grad * weights).to(grad.dtype))
