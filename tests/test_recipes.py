@@ -184,6 +184,7 @@ def test_adapters_with_mistakes(flag: str, message: str) -> None:
         resolve("thinking-sums", [flag])
 
 
+@pytest.mark.slow
 def test_trained_adapters_are_a_model(tmp_path: Path, quick_policy: None) -> None:
     """model/ holds adapters only; `eval`, which loads it, finds the policy that "after" was measured on."""
     folder = tmp_path / "run"

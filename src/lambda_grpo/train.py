@@ -142,8 +142,8 @@ def _draw(task: Task, settings: Settings) -> Splits:
     least = settings.config.generation_batch_size // settings.config.num_generations
     if len(problems.train) < least:
         raise InputError(
-            f"train_problems: {len(problems.train)} problems are left to train on, and a step takes {least}: raise "
-            "train_problems, or lower the batch size"
+            f"train_problems: {len(problems.train)} problems are left to train on, and a step takes {least}: "
+            "raise train_problems, or lower the batch size"
         )
     return problems
 
