@@ -189,7 +189,9 @@ def _rows(keys: list[str], groups: list[str], columns: dict[str, list[np.ndarray
     for key in keys:
         parts = key.rsplit("_", 2)
         if len(parts) != 3:
-            raise InputError(f"row {key!r}: expected a key {{uid}}_{{session}}_{{index}}, as verl's agent loops make")
+            raise InputError(
+                f"row {key!r}: expected a key {{uid}}_{{session}}_{{index}}, as verl's agent loops make"
+            )
         rollouts.append(parts[0] + "_" + parts[1])
     masks = [row > 0 for row in columns["response_mask"]]
     advantages = _rollout_advantages(keys, rollouts, masks, columns["advantages"])
