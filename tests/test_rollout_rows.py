@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lambda_grpo import credit
 from lambda_grpo.engines.rollout_rows import Row, credit_rows
 from lambda_grpo.reference import ReferenceGroup
+from lambda_grpo.tree import ProcessTree
 
 
 def row(group: str, rollout: int, prompt: list[int], response: list[int], advantage: float = 1.0) -> Row:
@@ -35,6 +36,17 @@ def test_single_rows_are_an_ordinary_group() -> None:
             "credit/mean_weight": 4 / 5,
         }
     )
+
+
+@pytest.mark.parametrize("name", sorted(credit.CREDITS))
+def test_a_common_prompt_changes_no_credit(name: str) -> None:
+    responses, advantages = [[5, 6, 7], [5, 6, 8, 9], [5], [6, 6], [5, 6, 7]], [1.0, -0.5, 0.25, 0.0, -0.75]
+    bound = credit.CREDITS[name]
+    rows = [row("a", i, [1, 2], *each) for i, each in enumerate(zip(responses, advantages, strict=True))]
+    expected = bound(ProcessTree.build(responses), advantages, advantages=advantages)
+    for i, result in enumerate(credit_rows(rows, bound)[0]):
+        assert np.allclose(result.advantage[2:], expected.advantage[i, : len(responses[i])], atol=1e-6)
+        assert np.allclose(result.weight[2:], expected.weight[i, : len(responses[i])], atol=1e-6)
 
 
 def test_a_growing_history_is_one_completion() -> None:

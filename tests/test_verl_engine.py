@@ -140,7 +140,7 @@ def test_settings_come_from_the_command_line_and_stay_in_the_config() -> None:
         (["algorithm.adv_estimator=gae"], "adv_estimator=gae gives each token an advantage of its own"),
         (
             ["+trainer.v1.lambda_sync.credit=process", "actor_rollout_ref.actor.policy_loss.loss_mode=gspo"],
-            "not with policy_loss.loss_mode=gspo",
+            "not policy_loss.loss_mode=gspo",
         ),
         (["distillation.enabled=true"], "distillation.enabled=true trains with verl's distillation loss"),
     ],

@@ -33,7 +33,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
-from lambda_grpo.credit import get_credit
+from lambda_grpo.credit import advantage_varies, get_credit, try_credit
 from lambda_grpo.engines.rollout_rows import Row, credit_rows
 from lambda_grpo.errors import InputError, LambdaGRPOError, unknown_name
 
@@ -56,7 +56,7 @@ class Settings:
     """The section `trainer.v1.lambda_sync` of verl's config.
 
     Attributes:
-        credit: a key of `lambda_grpo.credit.CREDITS`.
+        credit: a key of `lambda_grpo.credit.CREDITS`, or a function of your own, `my_module:my_credit`.
         credit_kwargs: the credit's own parameters.
     """
 
@@ -75,18 +75,18 @@ def read_settings(config: DictConfig) -> Settings:
         if key not in ("credit", "credit_kwargs"):
             raise unknown_name(f"key of trainer.v1.{MODE}", str(key), ["credit", "credit_kwargs"])
     settings = Settings(**{key: value for key, value in section.items() if value is not None})
-    get_credit(settings.credit, settings.credit_kwargs)
+    tried = try_credit(settings.credit, settings.credit_kwargs)
     estimator, loss = str(config.algorithm.adv_estimator), _loss_mode(config)
     if estimator in _TOKEN_LEVEL_ESTIMATORS:
         raise InputError(
             f"algorithm.adv_estimator={estimator} gives each token an advantage of its own; a credit needs "
             "one per rollout: choose grpo, or another estimator that looks at outcomes only"
         )
-    if settings.credit == "process" and loss in _ONE_RATIO_PER_SEQUENCE:
+    if advantage_varies(tried) and loss in _ONE_RATIO_PER_SEQUENCE:
         raise InputError(
-            "credit 'process' gives each token an advantage of its own, and is GRPO's gradient only if each "
-            f"token has a ratio of its own too: not with policy_loss.loss_mode={loss}. Choose "
-            "loss_mode=vanilla, or credit lambda_grpo or grpo"
+            f"credit {settings.credit!r} gives each token of a rollout an advantage of its own, so each "
+            f"token needs a ratio of its own too: not policy_loss.loss_mode={loss}. "
+            "Choose loss_mode=vanilla, or credit lambda_grpo or grpo"
         )
     if is_distillation_enabled(config.get("distillation")):
         raise InputError(
