@@ -21,6 +21,7 @@ check: $(READY)
 	$(BIN)/pytest -m slow
 	$(BIN)/python benchmarks/tree.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/scale.py --quick
 
 # verl, Ray and TransferQueue are as large as all the rest: a venv of their own.
 verl-test: $(VERL)/.ready
