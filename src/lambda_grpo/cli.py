@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return eval_command.run(args)
         return _tasks()
     except LambdaGRPOError as error:
-        print(f"lambda-grpo: error: {error}", file=sys.stderr)
+        print(f"lambda-grpo: error{_process()}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, `| head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -94,10 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(recipe: str, flags: Sequence[str]) -> int:
     try:
-        from lambda_grpo import compare_credits, console, settings, train
+        from lambda_grpo import compare_credits, console, processes, settings, train
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
     resolved = settings.resolve(recipe, flags)
+    processes.quiet_others()
     if resolved.options.compare:
         folder = compare_credits.compare(resolved)
         what = "the curves in compare.png, the numbers in compare.json, each run in its own folder"
@@ -107,6 +108,12 @@ def _train(recipe: str, flags: Sequence[str]) -> int:
         folder, what = trained.folder, "the curves in curve.png, the policy in model/"
     console.CONSOLE.print(f"Everything is in {folder}: {what}, what was learnt from in report.html")
     return 0
+
+
+def _process() -> str:
+    """Which of a job's processes this is, as torchrun and `accelerate launch` tell it; nothing if it is alone."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return f" (process {os.environ.get('RANK', '0')} of {count})" if count > 1 else ""
 
 
 def _tasks() -> int:
