@@ -29,6 +29,16 @@ def is_first() -> bool:
     return bool(PartialState().is_main_process)
 
 
+def expect_alone(what: str) -> None:
+    """Refuse to do `what` in a job of several processes.
+
+    Raises:
+        InputError: there are several.
+    """
+    count = PartialState().num_processes
+    expect(count == 1, what, f"{count} processes", "one: leave torchrun or accelerate launch away")
+
+
 def quiet_others() -> None:
     """Only the first process writes to the terminal from here on; errors any of them."""
     console.CONSOLE.quiet = not is_first()
