@@ -15,6 +15,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
+from lambda_grpo import processes
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.options import (
@@ -68,7 +69,7 @@ def resolve(recipe: str, flags: Sequence[str]) -> Settings:
         check_best_is_kept(options, config)
     if "output_dir" not in given:
         kind = "compare" if options.compare else folder_name(config.credit)
-        stamp = time.strftime("%Y%m%d-%H%M%S")
+        stamp = processes.agreed(time.strftime("%Y%m%d-%H%M%S"))
         config.output_dir = f"runs/{re.sub('[^a-z0-9]+', '-', options.task)}-{kind}-{stamp}"
     values = asdict(options) | config.to_dict()
     explicit = {name: values[name] for name in dict.fromkeys([*given, "output_dir"])}

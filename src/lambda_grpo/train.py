@@ -13,11 +13,11 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
-from lambda_grpo import console, curves, policy, runs, splits
+from lambda_grpo import console, curves, policy, processes, runs, splits
 from lambda_grpo.callbacks import CheckMetric, Log, Refresh, Report
 from lambda_grpo.engines.trl import LambdaGRPOTrainer
 from lambda_grpo.errors import InputError
-from lambda_grpo.evaluation import Evaluation, Sampling, evaluate
+from lambda_grpo.evaluation import Evaluation, Sampling
 from lambda_grpo.options import Settings, TrainOptions
 from lambda_grpo.splits import Splits
 from lambda_grpo.tasks import Problem, Task, get_task
@@ -88,16 +88,13 @@ def train(settings: Settings) -> Trained:
         task = Chat(task, options.system_prompt)
     if options.model != policy.EMBEDDED:
         model, tokenizer = policy.load_policy(options.model, **(config.model_init_kwargs or {}))
-    runs.check_unused(folder)
+    processes.on_first(lambda: runs.check_unused(folder))
     problems = _draw(task, settings)
-    runs.create_run_folder(folder)
-    with runs.written_whole(folder / "config.yaml") as aside:
-        aside.write_text(yaml.safe_dump(settings.explicit, sort_keys=False, allow_unicode=True))
+    processes.on_first(lambda: _begin(folder, settings))
     if options.model == policy.EMBEDDED:
-        with console.progress("Pre-training the embedded policy (once)") as shown:
-            path = policy.embedded_policy(shown)
-        model, tokenizer = policy.load_policy(str(path))
-    tokenizer.save_pretrained(folder / "tokenizer")
+        model, tokenizer = _embedded()
+    if processes.is_first():
+        tokenizer.save_pretrained(folder / "tokenizer")
 
     started = time.monotonic()
     trainer = _trainer(model, tokenizer, task, problems, settings)
@@ -111,10 +108,23 @@ def train(settings: Settings) -> Trained:
     trainer.save_model(str(folder / "model"))
     seconds = round(time.monotonic() - started, 1)
     trained = Trained(folder, before, after, *_outcome(trainer, problems, options), seconds)
-    _write(trained, settings)
-    if config.save_rollouts:
-        report.write()
+    if processes.is_first():
+        _write(trained, settings)
+        if config.save_rollouts:
+            report.write()
     return trained
+
+
+def _embedded() -> Any:
+    with console.progress("Pre-training the embedded policy (once)") as shown, processes.first_goes_ahead():
+        path = policy.embedded_policy(shown)
+    return policy.load_policy(str(path))
+
+
+def _begin(folder: Path, settings: Settings) -> None:
+    runs.create_run_folder(folder)
+    with runs.written_whole(folder / "config.yaml") as aside:
+        aside.write_text(yaml.safe_dump(settings.explicit, sort_keys=False, allow_unicode=True))
 
 
 def show(trained: Trained) -> None:
@@ -222,7 +232,7 @@ def _evaluate(trainer: _Trainer, task: Task, problems: Sequence[Problem], title:
     )
     model = trainer.accelerator.unwrap_model(trainer.model)
     with console.progress(title) as shown:
-        return evaluate(model, trainer.processing_class, task, problems, sampling, shown)
+        return processes.evaluate(model, trainer.processing_class, task, problems, sampling, shown)
 
 
 def _reward_function(task: Task, problems: Sequence[Problem]) -> Any:
