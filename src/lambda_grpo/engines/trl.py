@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from lambda_grpo import measures
 from lambda_grpo.credit import get_credit
+from lambda_grpo.engines.trl_hazards import Guarded
+from lambda_grpo.engines.trl_resume import Resumable
 from lambda_grpo.errors import InputError
 from lambda_grpo.runs import Rollouts, write_rollouts
 from lambda_grpo.tree import ProcessTree
@@ -41,6 +43,8 @@ class LambdaGRPOConfig(GRPOConfig):
         credit: name of the credit, a key of `lambda_grpo.credit.CREDITS`.
         credit_kwargs: the credit's own parameters, checked against its signature.
         save_rollouts: write every generation batch to `output_dir/rollouts/*.parquet`.
+        reward_timeout: seconds that one call of a reward function may take, 0 for no limit.
+        max_skipped_steps: so many steps in a row whose gradients are not finite end training.
     """
 
     credit: str = field(default="lambda_grpo", metadata={"help": "Name of the credit, e.g. grpo."})
@@ -49,6 +53,13 @@ class LambdaGRPOConfig(GRPOConfig):
     )
     save_rollouts: bool = field(
         default=False, metadata={"help": "Write every generation batch to output_dir/rollouts."}
+    )
+
+    reward_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds one call of a reward function may take; 0 for no limit."}
+    )
+    max_skipped_steps: int = field(
+        default=10, metadata={"help": "Steps in a row with gradients that are not finite that end training."}
     )
 
     # Tells transformers which fields it may get as a JSON string.
@@ -99,7 +110,7 @@ class _Rows:
     mine: slice
 
 
-class LambdaGRPOTrainer(GRPOTrainer):
+class LambdaGRPOTrainer(Resumable, Guarded):
     """`GRPOTrainer` whose tokens get the credit that `LambdaGRPOConfig.credit` names.
 
     Takes what `GRPOTrainer` takes. Logs beside TRL's metrics, each step: `tree/path_depth`,
