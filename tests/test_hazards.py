@@ -17,6 +17,7 @@ from test_trl_engine import PROMPTS, TOKENIZER, make_trainer, qwen2, reward
 from trl import GRPOTrainer
 
 from lambda_grpo import InputError, LambdaGRPOError, cli, runs
+from lambda_grpo.engines.trl_hazards import Guarded
 from lambda_grpo.hazards import checked, guarded
 from lambda_grpo.policy import load_policy
 
@@ -135,15 +136,34 @@ def test_good_reward_functions_are_not_changed(tmp_path: Path) -> None:
     assert row["rewards/half/mean"] == 0.5
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, 0.7])
-def test_equal_rewards_teach_nothing(tmp_path: Path, value: float) -> None:
-    """Advantages are 0 exactly, or so small by rounding (0.1 has no binary form) that they cannot matter."""
-    trainer = with_reward(tmp_path, lambda completions, **_: [value] * len(completions), max_steps=1)
-    rows = [{"prompt": prompt} for prompt in PROMPTS for _ in range(6)]
+def test_equal_rewards_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The float32 mean of six such values is another value; so TRL's advantages are not 0, and Adam steps."""
+    value = next(
+        v for v in torch.rand(99, generator=torch.manual_seed(0)) if v.expand(6).nanmean() != v
+    ).item()
+
+    def equal(completions: list[str], **_: Any) -> list[float]:
+        return [value] * len(completions)
+
+    trainer = with_reward(tmp_path / "ours", equal, max_steps=2)
+    before = weights(trainer)
+    trainer.train()
+    assert unchanged(before, weights(trainer))
+
+    monkeypatch.delattr(Guarded, "_generate_and_score_completions")
+    trainer = with_reward(tmp_path / "theirs", equal, max_steps=2)
+    trainer.train()
+    assert not unchanged(before, weights(trainer))
+
+
+def test_only_equal_rewards_lose_their_advantage(tmp_path: Path) -> None:
+    """Four groups: different rewards; equal ones; one value beside None; nothing but None."""
+    rows = iter([0.0, 1.0] * 3 + [0.5] * 6 + [None, 1.0] * 3 + [None] * 6)
+    trainer = with_reward(tmp_path, lambda completions, **_: [next(rows) for _ in completions])
     trainer.model.train()
-    batch = trainer._generate_and_score_completions(rows)
-    assert batch["advantages"].abs().max() == 0
-    assert trainer._metrics["train"]["frac_reward_zero_std"] == [1.0]
+    batch = trainer._generate_and_score_completions([{"prompt": p} for p in PROMPTS for _ in range(6)])
+    groups = batch["advantages"].view(4, -1).abs().sum(dim=1)
+    assert (groups != 0).tolist() == [True, False, False, False]  # one reward and Nones: nothing to compare
 
 
 @pytest.mark.parametrize("credit", ["grpo", "lambda_grpo", "process"])

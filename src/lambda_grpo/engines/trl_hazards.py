@@ -7,6 +7,7 @@ training goes on with the next batch. `max_skipped_steps` such steps in a row en
 import math
 from typing import Any
 
+import torch
 from torch import nn
 from trl import GRPOTrainer
 
@@ -15,10 +16,14 @@ from lambda_grpo.hazards import guarded
 
 
 class Guarded(GRPOTrainer):
-    """`GRPOTrainer` that names a reward function that fails, and skips steps without finite gradients."""
+    """`GRPOTrainer` that names a reward function that fails, and skips steps without finite gradients.
+
+    Logs `hazards/skipped_steps`, the share of steps that were skipped.
+    """
 
     _skipped_in_row = 0
     reward_funcs: list[Any]
+    _rewards: torch.Tensor  # (rows of all processes, reward functions), of the generation batch at hand
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -32,10 +37,29 @@ class Guarded(GRPOTrainer):
         for i, ids in enumerate(completion_ids):
             if len(ids) == 0:  # TRL would fail with an IndexError
                 raise LambdaGRPOError(
-                    f"completion #{i} of {len(completion_ids)} has no tokens, which TRL cannot train on: an empty "
-                    "answer has its end-of-sequence token. Let generation return that (stop strings drop it)"
+                    f"completion #{i} of {len(completion_ids)} has no tokens, which TRL cannot train on: an "
+                    "empty answer has its end-of-sequence token. Let generation return that (stop strings "
+                    "drop it)"
                 )
         return completion_ids, *rest
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        """Equal rewards give no advantage: TRL's are up to 2e-3 then, by the rounding of the mean.
+
+        Adam would make a step of full size of them, should there be nothing else.
+        """
+        batch = super()._generate_and_score_completions(inputs)
+        if self.multi_objective_aggregation == "sum_then_normalize":
+            size = self.num_generations if self.model.training else self.num_generations_eval
+            groups = self._rewards.nan_to_num(nan=torch.inf).view(-1, size, self._rewards.shape[1])
+            equal = (groups == groups[:, :1]).flatten(1).all(dim=1).repeat_interleave(size)
+            mine = len(batch["advantages"]) * self.accelerator.process_index
+            batch["advantages"][equal[mine : mine + len(batch["advantages"])]] = 0
+        return batch
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Called once a step, after clipping and before the optimiser."""
