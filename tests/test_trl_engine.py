@@ -66,6 +66,8 @@ def make_trainer(
         "max_completion_length": 5, "temperature": 0.5, "learning_rate": 1e-2, "gradient_checkpointing": False, "max_steps": 3,
         "logging_steps": 1, "use_bias_correction_kl": False, "epsilon": 0.02, "shuffle_dataset": False,
     }  # fmt: skip
+    if config is LambdaGRPOConfig:
+        defaults["tree_packing"] = "off"  # on: tests/test_trl_packing.py
     model = qwen2() if model is None else model
     model.save_pretrained(folder / "start")  # TRL loads the reference from where the policy came from
     given = {
@@ -176,13 +178,17 @@ def test_equals_the_spliced_oracle(
             assert_close(got, plain, 1e-3)
 
 
-def test_equals_the_spliced_oracle_in_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def plain_logps(self: Any, model: Any, ids: Any, mask: Any, keep: int, *_: Any, **__: Any) -> Any:
-        """As TRL's, without its fused head, which computes in float32."""
-        scores = (model(input_ids=ids, attention_mask=mask).logits[:, -keep - 1 : -1]).log_softmax(-1)
-        logps = scores.gather(-1, ids[:, -keep:, None])[..., 0]
-        return logps, -(scores.exp() * scores).sum(-1).detach(), None
+def plain_logps(self: Any, model: Any, ids: Any, mask: Any, keep: int, *_: Any, **__: Any) -> Any:
+    """As TRL's, without its fused head, which computes in float32, and with positions that do not count the
+    padding on the left, which TRL leaves out (GPT-2's learned positions tell the difference)."""
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -keep - 1 : -1]
+    scores = (logits / self.temperature).log_softmax(-1)
+    logps = scores.gather(-1, ids[:, -keep:, None])[..., 0]
+    return logps, -(scores.exp() * scores).sum(-1).detach(), None
 
+
+def test_equals_the_spliced_oracle_in_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", plain_logps)
     trainer = make_trainer(tmp_path, model=gpt2_float64(), beta=0.3, num_iterations=2)
     (batch,) = micro_batches(trainer)

@@ -29,8 +29,9 @@ from trl import GRPOConfig
 from lambda_grpo import measures
 from lambda_grpo.credit import get_credit
 from lambda_grpo.engines.trl_hazards import Guarded
+from lambda_grpo.engines.trl_packing import MODES, TreePacking
 from lambda_grpo.engines.trl_resume import Resumable
-from lambda_grpo.errors import InputError
+from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.runs import Rollouts, write_rollouts
 from lambda_grpo.tree import ProcessTree
 
@@ -42,6 +43,8 @@ class LambdaGRPOConfig(GRPOConfig):
     Attributes:
         credit: name of the credit, a key of `lambda_grpo.credit.CREDITS`.
         credit_kwargs: the credit's own parameters, checked against its signature.
+        tree_packing: run the model over the unique tokens of each micro-batch: `auto` where that should be
+            faster (on CPUs; elsewhere its cost is unknown yet, and `auto` means `off`), `on`, or `off`.
         save_rollouts: write every generation batch to `output_dir/rollouts/*.parquet`.
         reward_timeout: seconds that one call of a reward function may take, 0 for no limit.
         max_skipped_steps: so many steps in a row whose gradients are not finite end training.
@@ -50,6 +53,9 @@ class LambdaGRPOConfig(GRPOConfig):
     credit: str = field(default="lambda_grpo", metadata={"help": "Name of the credit, e.g. grpo."})
     credit_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "The credit's own parameters, as JSON."}
+    )
+    tree_packing: str = field(
+        default="auto", metadata={"help": "Run each shared token only once: auto (where it pays), on or off."}
     )
     save_rollouts: bool = field(
         default=False, metadata={"help": "Write every generation batch to output_dir/rollouts."}
@@ -70,6 +76,8 @@ class LambdaGRPOConfig(GRPOConfig):
         if isinstance(self.credit_kwargs, str):
             raise InputError(f"credit_kwargs: expected a JSON object, got {self.credit_kwargs!r}")
         get_credit(self.credit, self.credit_kwargs)
+        if self.tree_packing not in MODES:
+            raise unknown_name("tree_packing", str(self.tree_packing), MODES)
         if self.credit == "process" and self.importance_sampling_level != "token":
             raise InputError(
                 "credit 'process' gives each token of a completion an advantage of its own, and is GRPO's "
@@ -110,7 +118,7 @@ class _Rows:
     mine: slice
 
 
-class LambdaGRPOTrainer(Resumable, Guarded):
+class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
     """`GRPOTrainer` whose tokens get the credit that `LambdaGRPOConfig.credit` names.
 
     Takes what `GRPOTrainer` takes. Logs beside TRL's metrics, each step: `tree/path_depth`,
@@ -118,7 +126,8 @@ class LambdaGRPOTrainer(Resumable, Guarded):
     `tree/flat_groups` (share), `credit/mean_weight`, `credit/weighted_loss` (TRL's loss with each token's
     term weighted; TRL's own `loss` stays unweighted), and the shares of completions that stay in the tree but
     contribute nothing: `credit/unscorable` (no reward function scored them) and `credit/truncated` (all
-    their tokens masked).
+    their tokens masked). With tree packing also `tree/packed` (share of micro-batches) and
+    `tree/raw_per_unique` tokens.
     """
 
     _tag_names = ["trl", "lambda-grpo"]
@@ -240,7 +249,8 @@ class LambdaGRPOTrainer(Resumable, Guarded):
         )
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        scores: Any = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        logps, entropies, aux_loss = scores
         if self._weights is not None and logps.requires_grad:
             weights = self._weights
             logps.register_hook(lambda grad: (grad * weights).to(grad.dtype))
