@@ -99,6 +99,17 @@ def test_the_comparison_would_notice(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not same(whole, outcome(trained(tmp_path, 3, **settings)))
 
 
+@pytest.mark.slow
+def test_a_job_of_two_processes(tmp_path: Path) -> None:
+    """Both may use the run folder; each restores its own completions, in mid-buffer too."""
+    worker = Path(__file__).with_name("resuming_worker.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*launch, str(worker), str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+
+
 def test_the_last_whole_checkpoint_is_taken(tmp_path: Path) -> None:
     """Of a half-written, a half-deleted and a whole one; rollouts from there on are sampled again."""
     whole = outcome(trained(tmp_path, save_rollouts=True))

@@ -20,7 +20,7 @@ settings:
   --model MODEL       local folder, Hub id, or `embedded` (the default)
   --task TASK         name of the task (thinking-sums); `lambda-grpo tasks` lists them
   --credit CREDIT     lambda_grpo (the default), grpo or process
-  --output_dir DIR    run folder (runs/TASK-CREDIT-TIME); the same command again goes on with an unfinished run
+  --output_dir DIR    run folder (runs/TASK-CREDIT-TIME); an unfinished run there goes on
   --overwrite         start over: remove the run that lies in the run folder
   --compare A,B       train with each of these credits from the same start, and show them side by side
   --validate_every N  validate on held-out problems every N steps and keep the best checkpoint
