@@ -2,6 +2,7 @@
 
 import zlib
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from literal_credits import literal, plain
 from oracle import spliced_compute_loss
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from lambda_grpo import InputError, ProcessTree
+from lambda_grpo.credit import CREDITS
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
 from lambda_grpo.policy import character_tokenizer
 from lambda_grpo.reference import ReferenceGroup
@@ -242,6 +245,31 @@ def test_process_credit_has_grpos_gradient_unclipped(tmp_path: Path) -> None:
     assert_close(got, gradients(trainer, expected), 1e-5)
 
 
+@pytest.mark.parametrize("name", ["lambda_grpo_matched", "optimistic", "tempo", "treepo", "vineppo"])
+def test_other_credits_equal_the_spliced_oracle(tmp_path: Path, name: str) -> None:
+    """Advantages and weights of the literal definitions in TRL's own loss, off-policy."""
+    trainer = make_trainer(tmp_path, num_iterations=2, epsilon=0.2, loss_type="bnpo", credit=name)
+    (batch,) = micro_batches(trainer)
+    got = gradients(trainer, trainer._compute_loss(trainer.model, batch))
+    compute_loss = spliced_compute_loss("term")
+
+    def expected(definition: str) -> torch.Tensor:
+        advantages, weights = torch.zeros((2, *batch["completion_ids"].shape))
+        texts = trainer.processing_class.batch_decode(batch["completion_ids"], skip_special_tokens=True)
+        prompts = trainer.processing_class.batch_decode(batch["prompt_ids"])
+        for prompt in set(prompts):
+            rows = [i for i, other in enumerate(prompts) if other == prompt]
+            case = plain([completions_of(batch)[i] for i in rows], reward([texts[i] for i in rows]))
+            for values, part in zip((advantages, weights), literal(definition, case), strict=True):
+                values[rows, : part.shape[1]] = torch.tensor(part, dtype=torch.float32)
+        exact = {**batch, "advantages": advantages, "credit_weights": weights}
+        return gradients(trainer, compute_loss(trainer, trainer.model, exact))
+
+    assert_close(got, expected(name), 1e-5)
+    with pytest.raises(AssertionError):  # the planted fault: another credit
+        assert_close(got, expected("lambda_grpo"), 1e-2)
+
+
 def _own_advantages(batch: dict[str, Any], trainer: Any) -> np.ndarray:
     """a_i of each row, from its text."""
     texts = trainer.processing_class.batch_decode(batch["completion_ids"], skip_special_tokens=True)
@@ -315,9 +343,10 @@ def test_bad_settings(tmp_path: Path) -> None:
         LambdaGRPOConfig(**settings, num_generations=4, credit="lamda_grpo")
     with pytest.raises(InputError, match="takes no parameters, got credit_kwargs 'tau'"):
         LambdaGRPOConfig(**settings, num_generations=4, credit_kwargs={"tau": 1})
-    with pytest.raises(InputError, match="set importance_sampling_level='token', or choose credit"):
-        LambdaGRPOConfig(
-            **settings, num_generations=4, credit="process", importance_sampling_level="sequence"
-        )
+    for name in CREDITS:
+        varying = {"process", "optimistic", "tempo", "vineppo"}  # inside a completion
+        message = f"'{name}' gives each .* set importance_sampling_level='token', or choose credit"
+        with pytest.raises(InputError, match=message) if name in varying else nullcontext():
+            LambdaGRPOConfig(**settings, num_generations=4, credit=name, importance_sampling_level="sequence")
     with pytest.raises(InputError, match="args: expected a LambdaGRPOConfig, got GRPOConfig"):
         LambdaGRPOTrainer(qwen2(), reward, GRPOConfig(**settings, num_generations=4))

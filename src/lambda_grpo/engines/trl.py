@@ -27,7 +27,7 @@ from accelerate.utils import gather_object
 from trl import GRPOConfig
 
 from lambda_grpo import measures
-from lambda_grpo.credit import get_credit
+from lambda_grpo.credit import advantage_varies, get_credit, try_credit
 from lambda_grpo.engines.trl_hazards import Guarded
 from lambda_grpo.engines.trl_packing import MODES, TreePacking
 from lambda_grpo.engines.trl_resume import Resumable
@@ -41,7 +41,8 @@ class LambdaGRPOConfig(GRPOConfig):
     """TRL's `GRPOConfig` plus the credit. Every other field keeps TRL's meaning and default.
 
     Attributes:
-        credit: name of the credit, a key of `lambda_grpo.credit.CREDITS`.
+        credit: name of the credit, a key of `lambda_grpo.credit.CREDITS`, or a function of your own:
+            `my_module:my_credit`, `path/to/my_credit.py:my_credit`.
         credit_kwargs: the credit's own parameters, checked against its signature.
         tree_packing: run the model over the unique tokens of each micro-batch: `auto` where that should be
             faster (on CPUs; elsewhere its cost is unknown yet, and `auto` means `off`), `on`, or `off`.
@@ -50,7 +51,9 @@ class LambdaGRPOConfig(GRPOConfig):
         max_skipped_steps: so many steps in a row whose gradients are not finite end training.
     """
 
-    credit: str = field(default="lambda_grpo", metadata={"help": "Name of the credit, e.g. grpo."})
+    credit: str = field(
+        default="lambda_grpo", metadata={"help": "Name of the credit, e.g. grpo; or my_module:my_credit."}
+    )
     credit_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "The credit's own parameters, as JSON."}
     )
@@ -73,16 +76,20 @@ class LambdaGRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.credit_kwargs, str):
-            raise InputError(f"credit_kwargs: expected a JSON object, got {self.credit_kwargs!r}")
-        get_credit(self.credit, self.credit_kwargs)
+        self.check_credit()
         if self.tree_packing not in MODES:
             raise unknown_name("tree_packing", str(self.tree_packing), MODES)
-        if self.credit == "process" and self.importance_sampling_level != "token":
+
+    def check_credit(self) -> None:
+        """Raise InputError where the credit, its parameters and the ratios do not fit together."""
+        if isinstance(self.credit_kwargs, str):
+            raise InputError(f"credit_kwargs: expected a JSON object, got {self.credit_kwargs!r}")
+        tried = try_credit(self.credit, self.credit_kwargs)
+        if self.importance_sampling_level != "token" and advantage_varies(tried):
             raise InputError(
-                "credit 'process' gives each token of a completion an advantage of its own, and is GRPO's "
-                "gradient only if each token has a ratio of its own too: set importance_sampling_level="
-                "'token', or choose credit 'lambda_grpo' or 'grpo'"
+                f"credit {self.credit!r} gives each token of a completion an advantage of its own, so each "
+                "token needs a ratio of its own too: set importance_sampling_level='token', or choose credit "
+                "'lambda_grpo' or 'grpo'"
             )
 
 
