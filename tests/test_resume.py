@@ -15,7 +15,7 @@ import pytest
 import stress_resume
 import torch
 import yaml
-from test_trl_engine import make_trainer
+from test_trl_engine import make_trainer, qwen2
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
@@ -84,6 +84,24 @@ def test_resumed_exactly(tmp_path: Path, checkpoint: int, settings: dict[str, An
     whole = outcome(trained(tmp_path, **settings))
     assert same(whole, outcome(trained(tmp_path, checkpoint, **settings)))
     assert not torch.equal(whole[0][0], torch.zeros_like(whole[0][0]))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_packing_that_was_given_up_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """Dropout forbids to pack the policy's pass, and with it the reference's, which has none and could be."""
+    if not kept:
+        monkeypatch.setattr(trl_resume, "_KEPT", tuple(n for n in trl_resume._KEPT if n != "_unpackable"))
+    settings = {**MID_BUFFER, "max_steps": 9, "beta": 0.1, "tree_packing": "on", "logging_steps": 1}
+
+    def dropping_out() -> Any:
+        model = qwen2()
+        model.config.attention_dropout = 0.1
+        return model
+
+    whole = outcome(trained(tmp_path, model=dropping_out(), **settings))
+    assert same(whole, outcome(trained(tmp_path, 5, model=dropping_out(), **settings))) == kept
 
 
 @pytest.mark.parametrize("fault", ["buffer", "order"])

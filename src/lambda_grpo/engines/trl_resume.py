@@ -7,6 +7,7 @@ entropy. Kept here, one file per process in each checkpoint, is what both leave 
   credits included, and `_step`, which says which of them come next;
 - what was measured since the last logged line (`logging_steps` above 1);
 - the sampler's random numbers: TRL draws another order of the problems in each epoch;
+- whether tree packing was given up: the passes before and after differ by rounding;
 - the reference model, where `sync_ref_model` changes it.
 
 Not kept: the random state of vLLM, and that of an iterable data set. Tested with trl 1.16.0 and
@@ -36,6 +37,7 @@ _KEPT = (
     "_total_loss_scalar",
     "_globalstep_last_logged",
     "_skipped_in_row",
+    "_unpackable",
 )
 
 
@@ -126,7 +128,7 @@ class Resumable(GRPOTrainer):
         if self._kept is None:
             return
         kept = send_to_device(dict(self._kept), self.accelerator.device)
-        for name in _KEPT:
+        for name in [name for name in _KEPT if name in kept]:
             setattr(self, name, kept[name])
         self._buffered_inputs = kept["buffered_inputs"]
         for mode, metrics in kept["metrics"].items():
@@ -145,7 +147,7 @@ class Resumable(GRPOTrainer):
         super()._save_rng_state(output_dir)
         every = self.args.steps_per_generation * self.num_iterations
         moving = self.args.sync_ref_model and self.ref_model is not None
-        kept = {name: getattr(self, name) for name in _KEPT} | {
+        kept = {name: getattr(self, name) for name in _KEPT if hasattr(self, name)} | {
             "epoch": self._epoch,
             "epoch_start": self._epoch_start,
             "sampler": self._sampler_state(),
