@@ -92,10 +92,11 @@ def run(folder: Path, processes: int, name: str, check: Any = None) -> None:
     end = joined([p for p in trainer.model_wrapped.parameters() if p.requires_grad])
     logged = [row for row in trainer.state.log_history if "loss" in row]
     if check is None:
-        logged.append(trainer.evaluate(Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS[:5]])))
+        metrics = trainer.evaluate(Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS[:5]]))
+        assert 0 < metrics["eval_credit/mean_weight"] <= 1
     if trainer.accelerator.is_main_process:
         what = {"gradient": gradients.found, "update": end - start, "logged": json.dumps(logged)}
-        torch.save(what, folder / f"{name}, {processes}.pt")
+        torch.save(what, folder / f"{name}.pt")
 
 
 def force_fsdp2() -> None:
@@ -103,14 +104,13 @@ def force_fsdp2() -> None:
     original = AcceleratorState.__init__
 
     def patched(self: Any, *args: Any, **kwargs: Any) -> None:
-        fresh = not self.initialized
+        fresh = not AcceleratorState._shared_state
         original(self, *args, **kwargs)
         if fresh:
-            self.distributed_type = DistributedType.FSDP
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.fsdp_plugin = FullyShardedDataParallelPlugin(
                 fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
-                transformer_cls_names_to_wrap=["Qwen2DecoderLayer", "GPT2Block"], reshard_after_forward=True,
-                cpu_ram_efficient_loading=False,
+                reshard_after_forward=True, cpu_ram_efficient_loading=False,
             )  # fmt: skip
 
     AcceleratorState.__init__ = patched

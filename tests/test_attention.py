@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import make_model
 
 from lambda_grpo import attention, attention_plan
-from lambda_grpo.attention import TreeLayout, TreeMask, dense_attention, tree_attention
+from lambda_grpo.attention import TreeLayout, TreeMask, dense_attention, tree_attention, use_tree_attention
 from lambda_grpo.attention_pieces import Scores
 from lambda_grpo.attention_plan import Limits, num_pairs, plan_attention
 

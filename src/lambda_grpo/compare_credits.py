@@ -32,7 +32,8 @@ def compare(settings: Settings) -> Path:
         with resume.opened(run):
             runs.write_yaml(run.folder / "config.yaml", settings.explicit)
             _train_each(run.folder, settings)
-    _show({credit: results.read(run.folder / credit) for credit in settings.credits})
+    folders = {c: Path(settings.for_credit(c).config.output_dir) for c in settings.credits}
+    _show({credit: results.read(folder) for credit, folder in folders.items()})
     return run.folder
 
 

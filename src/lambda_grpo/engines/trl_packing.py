@@ -110,9 +110,7 @@ class TreePacking(GRPOTrainer):
         )
         raw, unique = sum(tree.raw_tokens for tree in trees), sum(tree.num_tokens for tree in trees)
         if self.accelerator.num_processes > 1:
-            mine = torch.tensor(
-                [worthwhile, raw, unique], dtype=torch.float64, device=self.accelerator.device
-            )
+            mine = torch.tensor([worthwhile, raw, unique], device=self.accelerator.device)
             votes, raw, unique = self.accelerator.reduce(mine, reduction="sum").tolist()
             worthwhile = votes == self.accelerator.num_processes
         if unique and torch.is_grad_enabled():
