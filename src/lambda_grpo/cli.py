@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lambda_grpo import __version__
-from lambda_grpo.errors import LambdaGRPOError, missing_extra
+from lambda_grpo.errors import InputError, LambdaGRPOError, missing_extra
 
 if TYPE_CHECKING:
     from lambda_grpo.options import Settings
@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if args.command == "train":
             return _train(args.config, rest)
+        _expect_alone(args.command)
         if args.command == "report":
             from lambda_grpo.report import cli
 
@@ -107,12 +108,13 @@ def _train(recipe: str, flags: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
     resolved = settings.resolve(recipe, flags)
+    processes.expect_all_started()
     processes.quiet_others()
     with tempfile.TemporaryDirectory(prefix="lambda-grpo-") as aside:
         if resolved.options.dry_run:
             from lambda_grpo import dry_run
 
-            processes.expect_alone("--dry_run")
+            _expect_alone("train --dry_run")
             replaced = dry_run.replacements(resolved, flags, Path(aside))
             console.CONSOLE.print(dry_run.describe(resolved, replaced), markup=False, highlight=False)
             resolved = settings.resolve(
@@ -142,10 +144,22 @@ def _run(resolved: "Settings") -> tuple[Path, str]:
     return folder, what
 
 
+def _processes() -> int:
+    """Of how many processes this job is, by what torchrun and `accelerate launch` set."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _process() -> str:
-    """Which of a job's processes this is, by what torchrun and `accelerate launch` set; nothing if alone."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    return f" (process {os.environ.get('RANK', '0')} of {count})" if count > 1 else ""
+    """Which of them this is, for messages; nothing if alone."""
+    return f" (process {os.environ.get('RANK', '0')} of {_processes()})" if _processes() > 1 else ""
+
+
+def _expect_alone(command: str) -> None:
+    if _processes() > 1:
+        raise InputError(
+            f"lambda-grpo {command}: got {_processes()} processes, expected one: leave torchrun or accelerate "
+            "launch away"
+        )
 
 
 def _tasks() -> int:

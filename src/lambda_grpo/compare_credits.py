@@ -25,16 +25,19 @@ def compare(settings: Settings) -> Path:
     run = resume.Run(
         Path(settings.config.output_dir), settings.explicit, settings.options.overwrite, "compare.json"
     )
-    resume.check(run)
-    if resume.finished(run):
+    if processes.on_first(lambda: _finished(run)):
         console.run_finished(run.folder)
     else:
         with resume.opened(run):
             processes.on_first(lambda: runs.write_yaml(run.folder / "config.yaml", settings.explicit))
             _train_each(run.folder, settings)
-    folders = {c: Path(settings.for_credit(c).config.output_dir) for c in settings.credits}
-    _show({credit: results.read(folder) for credit, folder in folders.items()})
+    processes.on_first(lambda: _show(settings))
     return run.folder
+
+
+def _finished(run: resume.Run) -> bool:
+    resume.check(run)
+    return resume.finished(run)
 
 
 def _train_each(folder: Path, settings: Settings) -> None:
@@ -76,7 +79,9 @@ def _write(folder: Path, settings: Settings, compared: dict[str, Trained]) -> No
     runs.write_json(folder / "compare.json", content)  # last: the comparison is finished
 
 
-def _show(compared: dict[str, Trained]) -> None:
+def _show(settings: Settings) -> None:
+    folders = {c: Path(settings.for_credit(c).config.output_dir) for c in settings.credits}
+    compared = {credit: results.read(folder) for credit, folder in folders.items()}
     more: dict[str, dict[str, str]] = {"best validation": {}, "seconds": {}}
     columns = {"before": next(iter(compared.values())).before}
     for credit, run in compared.items():

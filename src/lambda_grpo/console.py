@@ -17,13 +17,14 @@ from lambda_grpo.evaluation import Evaluation
 CONSOLE = Console()
 
 
-def run_starts(folder: Path, resumed_from: int | None) -> None:
+def run_starts(folder: Path, resumed_from: int | None, processes: int = 1) -> None:
     """Say where the run is, where it goes on, and how it would after a kill."""
     if resumed_from is not None:
         CONSOLE.print(f"{folder}: goes on from the checkpoint of step {resumed_from}", markup=False)
-    else:
-        again = shlex.join(["lambda-grpo", "train", "--config", str(folder / "config.yaml")])
-        CONSOLE.print(f"{folder}: if this is stopped, `{again}` goes on", markup=False)
+        return
+    again = shlex.join(["lambda-grpo", "train", "--config", str(folder / "config.yaml")])
+    how = f", started as {processes} processes again," if processes > 1 else ""
+    CONSOLE.print(f"{folder}: if this is stopped, `{again}`{how} goes on", markup=False)
 
 
 def run_finished(folder: Path) -> None:

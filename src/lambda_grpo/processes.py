@@ -5,6 +5,7 @@ folder and the terminal; all of them sample, score and train. What fails on one 
 torchrun stops the others.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,19 +25,32 @@ from lambda_grpo.tasks import Problem, Task
 T = TypeVar("T")
 
 
+def count() -> int:
+    """Of how many processes this job is."""
+    return int(PartialState().num_processes)
+
+
 def is_first() -> bool:
     """Whether this process writes and speaks."""
     return bool(PartialState().is_main_process)
 
 
-def expect_alone(what: str) -> None:
-    """Refuse to do `what` in a job of several processes.
+def expect_all_started() -> None:
+    """Refuse `accelerate launch --cpu --num_processes N`: without MPI it starts one process, in silence.
+
+    It leaves an address to meet at, and no number of processes.
 
     Raises:
-        InputError: there are several.
+        InputError: so it was.
     """
-    count = PartialState().num_processes
-    expect(count == 1, what, f"{count} processes", "one: leave torchrun or accelerate launch away")
+    environment = os.environ
+    lost = environment.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in environment
+    expect(
+        not lost or "WORLD_SIZE" in environment or count() > 1,
+        "accelerate launch --cpu with several processes",
+        "one process, since accelerate starts no more on CPUs without MPI",
+        "`torchrun --nproc_per_node N -m lambda_grpo.cli train …`",
+    )
 
 
 def quiet_others() -> None:
@@ -47,7 +61,7 @@ def quiet_others() -> None:
 def agreed(value: T) -> T:
     """The first process's value, on all of them."""
     found = [value]
-    if PartialState().num_processes > 1:
+    if count() > 1:
         broadcast_object_list(found)
     return found[0]
 
@@ -89,15 +103,14 @@ def evaluate(
     Raises:
         InputError: as `evaluation.answer`; fewer problems than processes.
     """
-    state = PartialState()
-    count, rank = state.num_processes, state.process_index
+    shares, rank = count(), PartialState().process_index
     if _cut_up(model):  # no process can answer without the others: all answer the same
-        count, rank = 1, 0
-    wanted = f"at least one for each of {count} processes"
-    expect(len(problems) >= count, "eval_problems", len(problems), wanted)
+        shares, rank = 1, 0
+    wanted = f"at least one for each of {shares} processes"
+    expect(len(problems) >= shares, "eval_problems", len(problems), wanted)
     mine = replace(sampling, seed=sampling.seed + rank)
-    answers = answer(model, tokenizer, task, problems[rank::count], mine, progress)
-    if count > 1:
+    answers = answer(model, tokenizer, task, problems[rank::shares], mine, progress)
+    if shares > 1:
         answers = _interleaved(gather_object([answers]))
     return summarise(answers, usual_pass_at(sampling.samples))
 
@@ -109,13 +122,13 @@ def _cut_up(model: Any) -> bool:
 
 def _interleaved(shares: Sequence[Answers]) -> Answers:
     """Answers to all problems, in their order, of those to problems r, r + n, … from n processes."""
-    total, count = sum(len(share.greedy) for share in shares), len(shares)
+    total = sum(len(share.greedy) for share in shares)
 
     def joined(name: str) -> Any:
         parts = [getattr(share, name) for share in shares]
         whole = np.empty((total, *parts[0].shape[1:]))
         for rank, part in enumerate(parts):
-            whole[rank::count] = part
+            whole[rank :: len(parts)] = part
         return whole
 
     traits = {

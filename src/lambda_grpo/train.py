@@ -47,10 +47,9 @@ def train(settings: Settings) -> Trained:
     """
     options, config = settings.options, settings.config
     run = resume.Run(Path(config.output_dir), settings.explicit, options.overwrite)
-    resume.check(run)
-    if resume.finished(run):
+    if earlier := processes.on_first(lambda: _finished(run)):
         console.run_finished(run.folder)
-        return results.read(run.folder)
+        return earlier
     transformers_logging.disable_progress_bar()
     task = get_task(options.task)
     if options.system_prompt:
@@ -70,9 +69,15 @@ def train(settings: Settings) -> Trained:
         )
 
 
+def _finished(run: resume.Run) -> Trained | None:
+    resume.check(run)
+    return results.read(run.folder) if resume.finished(run) else None
+
+
 def _begin(run: resume.Run, checkpoint: Path | None) -> None:
     runs.write_yaml(run.folder / "config.yaml", run.settings)
-    console.run_starts(run.folder, checkpoints.step_of(checkpoint) if checkpoint else None)
+    step = checkpoints.step_of(checkpoint) if checkpoint else None
+    console.run_starts(run.folder, step, processes.count())
 
 
 def _embedded() -> tuple[Any, Any]:

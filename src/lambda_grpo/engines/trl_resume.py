@@ -82,6 +82,7 @@ class Resumable(GRPOTrainer):
         path = checkpoint / _name(self.accelerator.process_index)
         if path.exists():
             self._kept = torch.load(path, map_location="cpu", weights_only=True)
+            self._check_processes(checkpoint, self._kept.get("processes"))
         else:
             _log.warning("%s is missing: training goes on, but not exactly as it would have", path)
         step = checkpoints.step_of(checkpoint) if checkpoint.name.startswith("checkpoint-") else None
@@ -93,6 +94,15 @@ class Resumable(GRPOTrainer):
             control = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {})
             ended = control.get("should_training_stop", False)
             self._stopped_early = ended and state["global_step"] < state["max_steps"]
+
+    def _check_processes(self, checkpoint: Path, before: int | None) -> None:
+        now = self.accelerator.num_processes
+        if before not in (now, None):
+            raise InputError(
+                f"checkpoint {str(checkpoint)!r}: got {now} processes, expected {before}, as when it was "
+                "written: a step takes other completions with another number. Start as many, or train anew "
+                "from its weights: give it as the model"
+            )
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         trained = super()._init_training_state(*args, **kwargs)
@@ -148,6 +158,7 @@ class Resumable(GRPOTrainer):
         every = self.args.steps_per_generation * self.num_iterations
         moving = self.args.sync_ref_model and self.ref_model is not None
         kept = {name: getattr(self, name) for name in _KEPT if hasattr(self, name)} | {
+            "processes": self.accelerator.num_processes,
             "epoch": self._epoch,
             "epoch_start": self._epoch_start,
             "sampler": self._sampler_state(),
