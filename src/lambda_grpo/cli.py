@@ -157,8 +157,8 @@ def _process() -> str:
 def _expect_alone(command: str) -> None:
     if _processes() > 1:
         raise InputError(
-            f"lambda-grpo {command}: got {_processes()} processes, expected one: leave torchrun or accelerate "
-            "launch away"
+            f"lambda-grpo {command}: got {_processes()} processes, expected one: leave torchrun or "
+            "accelerate launch away"
         )
 
 
