@@ -24,8 +24,6 @@ def main(folder: Path) -> None:
     whole.train()
     assert [checkpoints.is_whole(path) for path in checkpoints.find(folder / "out")] == [True] * 4
     resumed = make_trainer(folder / "out", **settings)
-    # transformers 5.10 reads an optimiser onto "cpu:0", which torch refuses; on GPUs the name is right.
-    resumed.args.__dict__["_setup_devices"] = torch.device("cpu")
     resumed.train(resume_from_checkpoint=str(folder / "out" / "checkpoint-3"))
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)

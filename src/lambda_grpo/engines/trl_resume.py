@@ -132,6 +132,11 @@ class Resumable(GRPOTrainer):
         generator = getattr(self._sampler, "generator", None)  # only if it shuffles
         return None if generator is None else generator.get_state()
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.args.device == torch.device("cpu", 0):  # of several processes; torch can load nothing onto it
+            self.args.__dict__["_setup_devices"] = torch.device("cpu")
+        super()._load_optimizer_and_scheduler(checkpoint)
+
     def _load_rng_state(self, checkpoint: Any) -> None:
         """The last that transformers restores before the first step."""
         super()._load_rng_state(checkpoint)
