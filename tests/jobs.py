@@ -28,7 +28,11 @@ class Jobs:
         self.started += 1
         log = self.folder / f"job-{self.started}.log"
         asked = {"call": call, "arguments": [str(a) for a in arguments], "processes": processes}
-        print(json.dumps(asked | {"log": str(log), "environment": environment}), file=self.server.stdin, flush=True)
+        print(
+            json.dumps(asked | {"log": str(log), "environment": environment}),
+            file=self.server.stdin,
+            flush=True,
+        )
         return Job(int(self.server.stdout.readline()), log)
 
     def close(self) -> None:
@@ -73,6 +77,24 @@ def command(*arguments: str) -> int:
     from lambda_grpo import cli
 
     return cli.main(arguments)
+
+
+def sharded(state_dict_type: str, *arguments: str) -> int:
+    """The same with FSDP2: each process holds a share of the weights, to be saved as `state_dict_type` says."""
+    from processes_worker import assert_sharded, force_fsdp2
+
+    from lambda_grpo import train
+
+    force_fsdp2(state_dict_type)
+    original = train._Trainer.train
+
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(self, *args, **kwargs)
+        assert_sharded(self)
+        return output
+
+    train._Trainer.train = checked
+    return command(*arguments)
 
 
 def different_rows(*_: str) -> int:

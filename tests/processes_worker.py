@@ -99,7 +99,7 @@ def run(folder: Path, processes: int, name: str, check: Any = None) -> None:
         torch.save(what, folder / f"{name}.pt")
 
 
-def force_fsdp2() -> None:
+def force_fsdp2(state_dict_type: str = "FULL_STATE_DICT") -> None:
     """On CPUs accelerate passes FSDP over in silence and takes DDP; nothing but this choice is in its way."""
     original = AcceleratorState.__init__
 
@@ -110,13 +110,13 @@ def force_fsdp2() -> None:
             self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.fsdp_plugin = FullyShardedDataParallelPlugin(
                 fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
-                reshard_after_forward=True, cpu_ram_efficient_loading=False,
+                reshard_after_forward=True, cpu_ram_efficient_loading=False, state_dict_type=state_dict_type,
             )  # fmt: skip
 
     AcceleratorState.__init__ = patched
 
 
-def sharded(trainer: Any) -> None:
+def assert_sharded(trainer: Any) -> None:
     assert all(isinstance(p, DTensor) for p in trainer.model_wrapped.parameters())
 
 
@@ -127,7 +127,7 @@ def main(folder: Path, kind: str) -> None:
     for name in WAYS:
         if kind == "fsdp2" and name == "plain rows":
             continue
-        run(folder, processes, name, sharded if kind == "fsdp2" else None)
+        run(folder, processes, name, assert_sharded if kind == "fsdp2" else None)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Tasks for tests: one that rewards even a policy that knows nothing, and one with few problems."""
+"""Tasks for tests: one that rewards even a policy that knows nothing, with few problems, or with failures."""
+
+import os
+import signal
+import time
 
 from lambda_grpo.tasks import Problem, Split, ThinkingSums
 
@@ -16,3 +20,20 @@ class Few(ThinkingSums):
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         few = super().problems(split, 4, seed)
         return (few * count)[:count] if split == "train" else few[:count]
+
+
+class Failing(Varied):
+    """`Varied` that on the process FAIL_ON raises, dies, or waits for ever (FAIL) in call FAIL_AT of `score`."""
+
+    calls = 0
+
+    def score(self, problem: Problem, completion: str) -> float:
+        self.calls += 1
+        if os.environ.get("RANK") == os.environ.get("FAIL_ON") and self.calls == int(os.environ["FAIL_AT"]):
+            if os.environ["FAIL"] == "raise":
+                raise ValueError("no score to be had")
+            if os.environ["FAIL"] == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            while True:
+                time.sleep(0.1)
+        return super().score(problem, completion)

@@ -53,6 +53,18 @@ def expect_all_started() -> None:
     )
 
 
+def expect_whole_weights(accelerator: Any) -> None:
+    """Refuse FSDP that would save the weights in parts: `model/` and checkpoints are to be read by anyone.
+
+    Raises:
+        InputError: it would.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    kind = getattr(plugin and plugin.state_dict_type, "name", "FULL_STATE_DICT")
+    wanted = "FULL_STATE_DICT: set it in the settings of accelerate, or in FSDP_STATE_DICT_TYPE"
+    expect(kind == "FULL_STATE_DICT", "fsdp_state_dict_type", kind, wanted)
+
+
 def quiet_others() -> None:
     """Only the first process writes to the terminal from here on; errors any of them."""
     console.CONSOLE.quiet = not is_first()
