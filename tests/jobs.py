@@ -148,7 +148,8 @@ def job(asked: dict[str, Any]) -> int:
 def main() -> None:
     from lambda_grpo import compare_credits, policy, settings
 
-    assert compare_credits and settings  # imported for the forks to come
+    assert compare_credits  # imported for the forks to come
+    assert settings
     policy.PRETRAINING = policy.Pretraining(steps=30, batch_size=32)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # jobs that have ended leave nothing behind
     for line in sys.stdin:
