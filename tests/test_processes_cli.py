@@ -14,8 +14,7 @@ import pytest
 from jobs import Job, Jobs
 from stress_resume import content, differences, make_model
 
-from lambda_grpo import processes, runs
-from lambda_grpo.errors import InputError
+from lambda_grpo import runs
 from lambda_grpo.settings import RECIPES
 
 TASK = Path(__file__).with_name("varied_task.py")
@@ -202,13 +201,3 @@ def test_processes_that_disagree(jobs: Jobs) -> None:
             f"{process} says: some processes have a tool mask and others have none: process 0: False, process 1: True"
             in said(job)
         )
-
-
-def test_accelerate_that_starts_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `accelerate launch --cpu --num_processes 2` leaves in the environment of the one process it starts."""
-    processes.expect_all_started()
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    processes.expect_all_started()  # --num_processes 1
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with pytest.raises(InputError, match=r"got one process, .* expected `torchrun"):
-        processes.expect_all_started()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch.distributed.tensor import DTensor
 
 from lambda_grpo import console
@@ -53,16 +53,22 @@ def expect_all_started() -> None:
     )
 
 
-def expect_whole_weights(accelerator: Any) -> None:
-    """Refuse FSDP that would save the weights in parts: `model/` and checkpoints are to be read by anyone.
+def check_sharding(accelerator: Any) -> None:
+    """Refuse FSDP that was asked for but is not in force, or that would save the weights in parts.
+
+    On CPUs accelerate takes DDP in its place, and does not say so. `model/` is for anyone to read.
 
     Raises:
-        InputError: it would.
+        InputError: either.
     """
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    kind = getattr(plugin and plugin.state_dict_type, "name", "FULL_STATE_DICT")
-    wanted = "FULL_STATE_DICT: set it in the settings of accelerate, or in FSDP_STATE_DICT_TYPE"
-    expect(kind == "FULL_STATE_DICT", "fsdp_state_dict_type", kind, wanted)
+    kind = accelerator.distributed_type
+    asked = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    wanted = "FSDP, as asked for: accelerate has it on GPUs only"
+    expect(not asked or kind == DistributedType.FSDP, "accelerate", f"distributed type {kind.value}", wanted)
+    if kind == DistributedType.FSDP:
+        saved = accelerator.state.fsdp_plugin.state_dict_type.name
+        wanted = "FULL_STATE_DICT: set it in the settings of accelerate, or in FSDP_STATE_DICT_TYPE"
+        expect(saved == "FULL_STATE_DICT", "fsdp_state_dict_type", saved, wanted)
 
 
 def quiet_others() -> None:

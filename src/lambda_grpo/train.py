@@ -90,7 +90,7 @@ def _run(
     trainer: _Trainer, task: Task, problems: Splits, settings: Settings, checkpoint: Path | None
 ) -> Trained:
     """Evaluate, train, evaluate, and write what came of it."""
-    processes.expect_whole_weights(trainer.accelerator)
+    processes.check_sharding(trainer.accelerator)
     started, folder = time.monotonic(), Path(settings.config.output_dir)
     before = processes.on_first(lambda: results.read_before(folder))
     before = before or _evaluate(trainer, task, problems.test, "Evaluating before")
