@@ -1,7 +1,8 @@
 """Jobs of several processes, started by torchrun's agent, without importing everything again for each process.
 
 Run as a program this imports lambda-grpo once, and forks a job for each line it reads: a JSON object with
-`call`, the name of a function here, its `arguments`, the number of `processes`, the `log` and more `environment`.
+`call`, what each process calls (`module:function`, which may return an exit status), its `arguments`, the number of
+`processes`, the `log` and more `environment`.
 """
 
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ class Jobs:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def start(self, *arguments: Any, call: str = "command", processes: int = 2, **environment: str) -> "Job":
+    def start(
+        self, *arguments: Any, call: str = "jobs:command", processes: int = 2, **environment: str
+    ) -> "Job":
         self.started += 1
         log = self.folder / f"job-{self.started}.log"
         asked = {"call": call, "arguments": [str(a) for a in arguments], "processes": processes}
@@ -97,7 +101,7 @@ def sharded(state_dict_type: str, *arguments: str) -> int:
     return command(*arguments)
 
 
-def different_rows(*_: str) -> int:
+def different_rows() -> None:
     """One process holds three completions, the other four; then one has a tool mask."""
     from accelerate import Accelerator
 
@@ -112,13 +116,13 @@ def different_rows(*_: str) -> int:
             check_agreement(accelerator, rows, masked)
         except InputError as error:
             print(f"{rank} says: {error}", flush=True)
-    return 0
 
 
 def process(call: str, *arguments: str) -> None:
     """What `python -m` would do: an exit status, or a traceback."""
     try:
-        status = globals()[call](*arguments)
+        module, _, name = call.partition(":")
+        status = getattr(import_module(module), name)(*arguments)
     except Exception:
         traceback.print_exc()
         status = 1

@@ -5,7 +5,6 @@ number of processes sees the same ones.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +119,11 @@ def assert_sharded(trainer: Any) -> None:
     assert all(isinstance(p, DTensor) for p in trainer.model_wrapped.parameters())
 
 
-def main(folder: Path, kind: str) -> None:
+def main(folder: str, kind: str) -> None:
     if kind == "fsdp2":
         force_fsdp2()
     processes = PartialState(cpu=True).num_processes
     for name in WAYS:
         if kind == "fsdp2" and name == "plain rows":
             continue
-        run(folder, processes, name, assert_sharded if kind == "fsdp2" else None)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+        run(Path(folder), processes, name, assert_sharded if kind == "fsdp2" else None)

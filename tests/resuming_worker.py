@@ -1,6 +1,5 @@
 """One of two processes of `test_a_job_of_two_processes`: both use one run folder, train, and resume exactly."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,8 @@ from test_trl_engine import make_trainer
 from lambda_grpo import InputError, checkpoints, resume
 
 
-def main(folder: Path) -> None:
+def main(given: str) -> None:
+    folder = Path(given)
     settings = {"per_device_train_batch_size": 6, "steps_per_generation": 2, "num_iterations": 2, "max_steps": 4,
                 "gradient_accumulation_steps": 1, "save_strategy": "steps", "save_steps": 1}  # fmt: skip
     whole = make_trainer(folder / "out", **settings)
@@ -27,7 +27,3 @@ def main(folder: Path) -> None:
     resumed.train(resume_from_checkpoint=str(folder / "out" / "checkpoint-3"))
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

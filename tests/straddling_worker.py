@@ -1,13 +1,13 @@
 """One of two processes of `test_a_group_that_straddles_two_processes`: 12 rows each, groups of 8."""
 
 import json
-import sys
 from pathlib import Path
 
 from test_trl_engine import PROMPTS, make_trainer
 
 
-def main(folder: Path) -> None:
+def main(given: str) -> None:
+    folder = Path(given)
     trainer = make_trainer(
         folder / "out", per_device_train_batch_size=12, num_generations=8, save_rollouts=True, max_steps=1
     )
@@ -29,7 +29,3 @@ def main(folder: Path) -> None:
     trainer.train()  # and a whole step of training goes through
     assert trainer.state.global_step == 1
     assert (folder / "out" / "rollouts" / f"step-000000-rank-{rank}.parquet").exists()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ THIRD_STEP = (
     6 + 2 * 8 + 1
 )  # calls of `score`: the first process answers 3 of 5 problems twice, each scores 8 a step
 ENDS_WITHIN = 90  # seconds, the start included
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
-    served = Jobs(tmp_path_factory.mktemp("jobs"))
-    yield served
-    served.close()
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +159,8 @@ def test_a_comparison(tmp_path: Path, jobs: Jobs) -> None:
 def test_sharded_weights(whole: Path, model: Path, tmp_path: Path, jobs: Jobs) -> None:
     """FSDP2, forced upon accelerate; killed and resumed: the weights of DDP, saved whole."""
     command = ["FULL_STATE_DICT", *train(model, tmp_path / "run")]
-    assert jobs.start(*command, call="sharded", **fail("die", 1, THIRD_STEP)).wait(ENDS_WITHIN) == 1
-    resumed = jobs.start(*command, call="sharded")
+    assert jobs.start(*command, call="jobs:sharded", **fail("die", 1, THIRD_STEP)).wait(ENDS_WITHIN) == 1
+    resumed = jobs.start(*command, call="jobs:sharded")
     assert resumed.wait() == 0, resumed.output()
     assert "goes on from the checkpoint of step 2" in said(resumed)
     start, ddp, found = (
@@ -176,7 +168,7 @@ def test_sharded_weights(whole: Path, model: Path, tmp_path: Path, jobs: Jobs) -
     )
     for name, weight in found.items():
         assert (weight - ddp[name]).abs().max() <= 1e-5 * (ddp[name] - start[name]).abs().max()
-    refused = jobs.start("SHARDED_STATE_DICT", *train(model, tmp_path / "other"), call="sharded")
+    refused = jobs.start("SHARDED_STATE_DICT", *train(model, tmp_path / "other"), call="jobs:sharded")
     assert refused.wait() == 1
     assert "fsdp_state_dict_type: got SHARDED_STATE_DICT, expected FULL_STATE_DICT" in said(refused)
 
@@ -196,7 +188,7 @@ def test_what_one_process_must_do_alone(tmp_path: Path, jobs: Jobs) -> None:
 @pytest.mark.slow
 def test_processes_that_disagree(jobs: Jobs) -> None:
     """Each says so, and with the numbers of both."""
-    job = jobs.start(call="different_rows")
+    job = jobs.start(call="jobs:different_rows")
     assert job.wait() == 0, job.output()
     for process in (0, 1):
         assert (

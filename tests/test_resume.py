@@ -15,6 +15,7 @@ import pytest
 import stress_resume
 import torch
 import yaml
+from jobs import Jobs
 from test_trl_engine import make_trainer, qwen2
 from transformers import TrainerCallback
 from trl import GRPOTrainer
@@ -118,14 +119,10 @@ def test_the_comparison_would_notice(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_a_job_of_two_processes(tmp_path: Path) -> None:
+def test_a_job_of_two_processes(jobs: Jobs, tmp_path: Path) -> None:
     """Both may use the run folder; each restores its own completions, in mid-buffer too."""
-    worker = Path(__file__).with_name("resuming_worker.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*launch, str(worker), str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
+    job = jobs.start(tmp_path, call="resuming_worker:main")
+    assert job.wait(300) == 0, job.output()
 
 
 def test_the_last_whole_checkpoint_is_taken(tmp_path: Path) -> None:

@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from jobs import Jobs
 from oracle import spliced_compute_loss
 from peft import LoraConfig
 from test_trl_engine import (
@@ -266,20 +264,10 @@ def test_masked_rows_are_left_out_of_step_means() -> None:
     assert result.advantage.tolist() == [[2, 3], [2, 1], [0, 0]]
 
 
-def test_a_group_that_straddles_two_processes(tmp_path: Path) -> None:
+def test_a_group_that_straddles_two_processes(jobs: Jobs, tmp_path: Path) -> None:
     """4 groups of 6 on 2 processes of 12 rows do not straddle, 3 groups of 8 do: rows 8-15 are one group."""
-    worker = Path(__file__).with_name("straddling_worker.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*launch, str(worker), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
+    job = jobs.start(tmp_path, call="straddling_worker:main")
+    assert job.wait(300) == 0, job.output()
     reports = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     assert reports[0]["logged"] == reports[1]["logged"]
     ids = reports[0]["ids"] + reports[1]["ids"]  # in the order of generation
