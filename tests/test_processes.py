@@ -1,5 +1,6 @@
 """What is checked before several processes train, and how their shares of an evaluation become one."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from torch.distributed.run import get_args_parser
 
 from lambda_grpo import InputError, cli, processes
 from lambda_grpo.evaluation import Answers
@@ -117,3 +119,30 @@ def test_shares_of_an_evaluation() -> None:
     assert whole.sampled[:, 0].tolist() == whole.greedy.tolist() == [0, 1, 2, 3, 4]
     assert whole.lengths[:, 0].tolist() == [10, 11, 12, 13, 14]
     assert whole.traits["neat"] == pytest.approx(4 / 10)
+
+
+def test_the_commands_of_the_document() -> None:
+    """Each is understood by its launcher, and what it launches by us."""
+    document = (RECIPES.parents[2] / "docs" / "processes.md").read_text()
+    lines = [
+        line
+        for block in re.findall(r"```sh\n(.*?)```", document, re.DOTALL)
+        for line in block.replace("\\\n", "").splitlines()
+    ]
+    launchers = {"accelerate": launch_command_parser(), "torchrun": get_args_parser()}
+    found = []
+    for line in lines:
+        words = [word for word in line.replace("RANK", "1").split() if not word.startswith("CUDA_VISIBLE")]
+        if words[0] not in launchers:
+            continue
+        start = 2 if words[0] == "accelerate" else 1
+        args = launchers[words[0]].parse_args(words[start:])
+        assert (args.module, args.training_script) == (True, "lambda_grpo.cli")
+        command, recipe, name, *flags = args.training_script_args
+        assert (command, recipe) == ("train", "--config")
+        resolve(name, [*flags, "--use_cpu", "--bf16=false"])
+        found.append(words[0])
+    assert sorted(found) == ["accelerate"] * 3 + ["torchrun"] * 2
+    assert set(re.findall(r"recipes/accelerate/(\w+)\.yaml", document)) <= {
+        path.stem for path in SETTINGS.iterdir()
+    }
