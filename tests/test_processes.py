@@ -14,6 +14,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from torch.distributed.run import get_args_parser
 
 from lambda_grpo import InputError, cli, processes
+from lambda_grpo.engines import trl_ranks
 from lambda_grpo.evaluation import Answers
 from lambda_grpo.settings import RECIPES, resolve
 
@@ -146,3 +147,14 @@ def test_the_commands_of_the_document() -> None:
     assert set(re.findall(r"recipes/accelerate/(\w+)\.yaml", document)) <= {
         path.stem for path in SETTINGS.iterdir()
     }
+
+
+def test_a_rollout_function_that_returns_too_few() -> None:
+    """One completion for two prompts, on the second process; with both, what it returned goes through."""
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(process_index=1))
+    output = {"completion_ids": [[1], [2]], "prompt_ids": [[3], [3]], "logprobs": None}
+    given = trl_ranks.checked_rollouts(lambda prompts, trainer: output)
+    assert given(["a", "a"], trainer) is output
+    output["completion_ids"] = [[1]]
+    with pytest.raises(InputError, match="rollout_func, on process 1: got 1 completion_ids for 2 prompts"):
+        given(["a", "a"], trainer)
