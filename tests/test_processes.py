@@ -14,6 +14,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from torch.distributed.run import get_args_parser
 
 from lambda_grpo import InputError, cli, processes
+from lambda_grpo import options as options_module
 from lambda_grpo.engines import trl_ranks
 from lambda_grpo.evaluation import Answers
 from lambda_grpo.settings import RECIPES, resolve
@@ -158,3 +159,20 @@ def test_a_rollout_function_that_returns_too_few() -> None:
     output["completion_ids"] = [[1]]
     with pytest.raises(InputError, match="rollout_func, on process 1: got 1 completion_ids for 2 prompts"):
         given(["a", "a"], trainer)
+
+
+@pytest.mark.parametrize(
+    ("problems", "count", "most", "expected"),
+    [
+        (12, 1, 8, 6),  # 12 = 2 × 6; eight at a time would repeat four
+        (12, 2, 8, 6),  # one batch of six for each
+        (5, 2, 8, 3),  # one or three at a time repeat one problem, two or four three, eight eleven
+        (125, 8, 4, 4),  # 128, whether by one, two or four
+    ],
+)
+def test_validation_repeats_few_problems(problems: int, count: int, most: int, expected: int) -> None:
+    options = options_module.TrainOptions(validate_every=1, validation_problems=problems)
+    config: Any = SimpleNamespace(
+        num_generations_eval=1, num_generations=4, world_size=count, per_device_train_batch_size=most
+    )
+    assert options_module.implied(options, config)["per_device_eval_batch_size"] == expected

@@ -102,18 +102,19 @@ class Settings:
 def implied(options: TrainOptions, config: LambdaGRPOConfig) -> Mapping[str, Any]:
     """What `validate_every` stands for.
 
-    TRL averages over batches. So they hold whole groups and are of one size: the largest that divides the
-    problems and is no larger than a batch for training (of at least one group).
+    TRL averages over batches, and fills the last of all processes with problems that it repeats. So batches
+    hold whole groups, and are of the size that repeats fewest problems: the largest such that is no larger
+    than a batch for training (of at least one group).
     """
     group = config.num_generations_eval or config.num_generations
     count, processes = options.validation_problems, config.world_size
     most = max(1, config.per_device_train_batch_size // group)
-    fitting = [groups for groups in range(1, most + 1) if count % (groups * processes) == 0]
+    groups = min(range(1, most + 1), key=lambda groups: (-count % (groups * processes), -groups))
     return {
         "eval_strategy": "steps",
         "eval_steps": options.validate_every,
         "eval_on_start": True,
-        "per_device_eval_batch_size": group * max(fitting, default=most),
+        "per_device_eval_batch_size": group * groups,
         "save_strategy": "steps",  # the last one is where a killed run goes on
         "save_steps": options.validate_every,
         "save_total_limit": 1,  # beside the best
