@@ -166,9 +166,10 @@ def test_a_micro_batch_smaller_than_a_group(tmp_path: Path) -> None:
         assert len(set(trainer.processing_class.batch_decode(batch["prompt_ids"]))) == 1
 
 
-def test_nothing_to_predict(tmp_path: Path) -> None:
+@pytest.mark.parametrize("head_in_float32", [False, True])  # True: not the way of plain linear heads
+def test_nothing_to_predict(tmp_path: Path, head_in_float32: bool) -> None:
     """All completions truncated and masked: a differentiable zero, as in TRL."""
-    trainer = make_trainer(tmp_path, tree_packing="on")
+    trainer = make_trainer(tmp_path, tree_packing="on", cast_lm_head_to_fp32=head_in_float32)
     (batch,) = micro_batches(trainer)
     batch["completion_mask"] = torch.zeros_like(batch["completion_mask"])
     loss = trainer._compute_loss(trainer.model, batch)
