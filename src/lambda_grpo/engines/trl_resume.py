@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from safetensors import SafetensorError
@@ -152,7 +153,7 @@ class Resumable(GRPOTrainer):
             "epoch_start": self._epoch_start,
             "sampler": self._sampler_state(),
             "buffered_inputs": self._buffered_inputs if self._step % every else None,
-            "metrics": {mode: dict(metrics) for mode, metrics in self._metrics.items()},
+            "metrics": _plain(self._metrics),
             "logs": _plain({k: v for k, v in self._logs.items() if k != "images"})
             if self.log_completions
             else {},
@@ -196,6 +197,8 @@ def _name(rank: int) -> str:
 
 def _plain(value: Any) -> Any:
     """Dictionaries, lists, numbers and text: what can be read back without running code."""
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
