@@ -7,7 +7,8 @@ entropy. Kept here, one file per process in each checkpoint, is what both leave 
   credits included, and `_step`, which says which of them come next;
 - what was measured since the last logged line (`logging_steps` above 1);
 - the sampler's random numbers: TRL draws another order of the problems in each epoch;
-- whether tree packing was given up: the passes before and after differ by rounding;
+- whether tree packing was given up, and the machine's speed, by which `auto` decides what to pack: packed
+  passes and plain ones differ by rounding;
 - the reference model, where `sync_ref_model` changes it.
 
 Not kept: the random state of vLLM, and that of an iterable data set. Tested with trl 1.16.0 and
@@ -39,6 +40,7 @@ _KEPT = (
     "_globalstep_last_logged",
     "_skipped_in_row",
     "_unpackable",
+    "_flops_per_second",
 )
 
 
