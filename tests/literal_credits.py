@@ -54,8 +54,9 @@ def literal(name: str, case: Case, tau: float = 0.3) -> tuple[np.ndarray, np.nda
         soft = max(r) + tau * math.log(sum(math.exp((x - max(r)) / tau) for x in r) / len(r))
         return case.slope * soft + case.shift
 
+    paths = [group.path(i) for i in range(len(a))]
     for i, t in tokens:
-        step, path = group.process_set(i, t), group.path(i)
+        step, path = group.process_set(i, t), paths[i]
         at = path.index(step)
         change = mean(step) - mean(path[at - 1]) if at else 0.0
         subgroups = [s for s in path[1:] if len(s & counted) > 1]

@@ -1,0 +1,58 @@
+"""Everything that is known of one group, at once, against the literal definitions: made for long runs.
+
+    pytest tests/test_whole_groups.py --hypothesis-profile=long    # 100,000 groups
+
+The groups are wilder than elsewhere: up to 12 completions, real token ids, contexts, masks and advantages of a
+trainer's own.
+"""
+
+import numpy as np
+import pytest
+from groups import whole_group
+from hypothesis import given
+from literal_credits import Case, literal
+from test_credits import CREDITS
+from test_tree import assert_equals_reference
+
+from lambda_grpo import ProcessTree, measures
+from lambda_grpo.reference import ReferenceGroup
+
+
+def assert_measures_equal(tree: ProcessTree, reference: ReferenceGroup) -> None:
+    rows = reference.completions
+    count = range(len(rows))
+    assert measures.path_depth(tree).tolist() == [reference.path_depth(i) for i in count]
+    proportions = [reference.intermediate_proportion(i) for i in count]
+    assert measures.intermediate_proportion(tree) == pytest.approx(proportions)
+    shared = [len(reference.process_set(i, t)) > 1 for i in count for t in range(len(rows[i]))]
+    assert measures.shared_tokens(tree) == sum(shared)
+    assert measures.is_flat(tree) == reference.is_flat()
+
+
+def assert_credits_equal(case: Case) -> None:
+    tree = ProcessTree.build(case.completions)
+    for name, credit in CREDITS.items():
+        got = credit(tree, case.rewards, advantages=case.advantages, mask=case.mask)
+        advantage, weight = literal(name, case)
+        np.testing.assert_allclose(got.advantage, advantage, rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(got.weight, weight, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@given(whole_group())
+def test_equals_the_definitions(group: tuple[Case, list[str]]) -> None:
+    case, contexts = group
+    reference = ReferenceGroup(case.completions, contexts)
+    tree = ProcessTree.build(case.completions, contexts)
+    assert_equals_reference(tree, reference)
+    assert_measures_equal(tree, reference)
+    assert_credits_equal(case)
+
+
+def test_a_planted_fault_is_seen() -> None:
+    case = Case([[1, 2], [1, 3]], [1.0, 0.0], np.ones((2, 2), bool), 1.0, 0.0)
+    assert_credits_equal(case)
+    credit = CREDITS["lambda_grpo"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(AssertionError, match="lambda_grpo"):
+        patch.setitem(CREDITS, "lambda_grpo", lambda *args, **kwargs: CREDITS["grpo"](*args, **kwargs))
+        assert_credits_equal(case)
+    assert CREDITS["lambda_grpo"] is credit
