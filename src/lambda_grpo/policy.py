@@ -53,15 +53,15 @@ def load_policy(
 
     Args:
         trust_remote_code: run the Python code that lies beside the weights, if there is any.
+        kwargs: `from_pretrained`'s. Weights are read from safetensors only, unless `use_safetensors=False`.
 
     Raises:
         InputError: nothing that transformers can load is there, or nothing without running its code.
     """
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    # Other weights than safetensors are pickles; without a word on code, transformers asks on the terminal.
+    kwargs = {"use_safetensors": True, "trust_remote_code": trust_remote_code} | kwargs
     with _loading(model):
-        kwargs["trust_remote_code"] = (
-            trust_remote_code  # if it is not given, transformers asks on the terminal
-        )
         return AutoModelForCausalLM.from_pretrained(model, **kwargs), tokenizer
 
 

@@ -88,7 +88,7 @@ def _names_given(recipe: str, content: Mapping[str, Any], flags: Sequence[str]) 
     names = [f.name for cls in (TrainOptions, LambdaGRPOConfig) for f in dataclasses.fields(cls) if f.init]
     for key in content:
         if key not in names:
-            raise unknown_name(f"key in recipe {recipe!r}:", key, names)
+            raise unknown_name(f"key in recipe {recipe!r}:", str(key), names)
     flagged = [flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
     flagged = [name if name in names else name.removeprefix("no_") for name in flagged]
     for name in flagged:
