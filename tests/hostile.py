@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from lambda_grpo import InputError
@@ -113,3 +114,31 @@ def assert_survived(paths: Sequence[Path], out: Path, group_size: int | None = N
     data = assert_inert(out.read_text("utf-8"))
     assert data == json.loads(out.with_suffix(".json").read_text())
     return True
+
+
+def random_rows(random: Random) -> list[dict[str, Any]]:
+    """A few groups; most values fit their columns, and the texts are hostile in any case."""
+    rows = []
+    for group in range(random.randint(1, 3)):
+        name, prompt, step = (
+            random.choice([group, str(group), f"{MARKUP}{group}"]),
+            random.choice(TEXTS),
+            group // 2,
+        )
+        for _ in range(random.randint(2, 6)):
+            tokens = [random.choice(TEXTS[:9]) for _ in range(random.randint(0, 6))]
+            row = {
+                "step": step,
+                "group": name,
+                "prompt": prompt,
+                "tokens": tokens,
+                "reward": random.choice([0, 1]),
+            }
+            row |= {
+                "advantage": random.choice([-1e100, -1, 1e-300, 0.5, 1e100]),
+                "correct": random.random() < 0.5,
+            }
+            if random.random() < 0.1:
+                row[random.choice([*COLUMNS, *OTHER_COLUMNS])] = random.choice([*NUMBERS, *TEXTS, *SHAPES])
+            rows.append(row)
+    return rows

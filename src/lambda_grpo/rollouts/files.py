@@ -166,7 +166,7 @@ def _columns_of(file: Path, schema: Any) -> tuple[Format, dict[str, str]]:
     """The format, and our name → the file's; of TRL's only what can be a reward or is TRL's own.
 
     Raises:
-        InputError: no known format, a name that comes twice, or lists of lists of lists of ….
+        InputError: no known format, or a name that comes twice.
     """
     import pyarrow as pa
 
@@ -177,8 +177,6 @@ def _columns_of(file: Path, schema: Any) -> tuple[Format, dict[str, str]]:
     for name in ours.values():
         if names.count(name) > 1:
             raise InputError(f"has {names.count(name)} columns {name!r}")
-        if str(schema.field(name).type).count("<") > _DEPTH:
-            raise InputError(f"column {name!r} is nested too deeply")
     return fmt, ours
 
 
