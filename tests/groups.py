@@ -1,5 +1,7 @@
 """Hypothesis strategies for groups of completions that share a lot."""
 
+from random import Random
+
 import numpy as np
 from hypothesis import strategies as st
 from literal_credits import Case, plain
@@ -25,21 +27,21 @@ def group_and_contexts(draw: st.DrawFn) -> tuple[list[list[int]], list[str]]:
 
 @st.composite
 def whole_group(draw: st.DrawFn) -> tuple[Case, list[str]]:
-    """A group whose completions branch off one another, with rewards, mask, advantages and contexts."""
-    vocabulary = draw(st.sampled_from([[0], [0, 1], [0, 1, 2], [5, 151_642, 2**31 - 1]]))
+    """A group whose completions branch off one another, with rewards, mask, advantages and contexts.
+
+    All from one drawn seed, which is ten times as fast as a draw for each token; it does not shrink.
+    """
+    random = Random(draw(st.integers(0, 2**64)))
+    vocabulary = random.choice([[0], [0, 1], [0, 1, 2], [5, 151_642, 2**31 - 1]])
     completions: list[list[int]] = []
-    for _ in range(draw(st.integers(1, 12))):
-        trunk = draw(st.sampled_from([[], *completions]))
-        kept = draw(st.integers(0, len(trunk)))
-        completions.append(trunk[:kept] + draw(st.lists(st.sampled_from(vocabulary), max_size=5)))
-    count = len(completions)
-    rewards = draw(st.lists(st.one_of(st.sampled_from([0.0, 1.0]), reward), min_size=count, max_size=count))
+    for _ in range(random.randint(1, random.choice([4, 12]))):
+        trunk = random.choice([[], *completions])
+        more = random.choices(vocabulary, k=random.randint(0, 5))
+        completions.append(trunk[: random.randint(0, len(trunk))] + more)
+    rewards = [random.choice([0.0, 1.0, random.uniform(-5, 5)]) for _ in completions]
     case = plain(completions, rewards)
-    if draw(st.booleans()):
-        case.slope, case.shift = draw(st.floats(0.1, 4)), draw(st.floats(-2, 2))
-        masked = draw(st.sets(st.integers(0, max(case.mask.size - 1, 0)), max_size=8))
-        case.mask = ~np.isin(np.arange(case.mask.size), list(masked)).reshape(case.mask.shape)
-    contexts = draw(
-        st.lists(st.sampled_from(draw(st.sampled_from(["a", "ab"]))), min_size=count, max_size=count)
-    )
-    return case, contexts
+    if random.random() < 0.5:
+        case.slope, case.shift = random.uniform(0.1, 4), random.uniform(-2, 2)
+        kept = random.choice([0.5, 0.9])
+        case.mask = np.array([random.random() < kept for _ in case.mask.flat], bool).reshape(case.mask.shape)
+    return case, random.choices(random.choice(["a", "ab"]), k=len(completions))

@@ -36,9 +36,11 @@ def plain(completions: Completions, rewards: Sequence[float]) -> Case:
     return Case(completions, rewards, mask, 1 / (std + 1e-4), -mean / (std + 1e-4))
 
 
-def literal(name: str, case: Case, tau: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
-    """(G, T) advantage and weight of the credit `name`."""
-    group, a = ReferenceGroup(case.completions), case.advantages
+def literal(
+    name: str, case: Case, tau: float = 0.3, group: ReferenceGroup | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(G, T) advantage and weight of the credit `name`; `group` holds the case's completions, if it is at hand."""
+    group, a = group or ReferenceGroup(case.completions), case.advantages
     advantage, weight = np.zeros((2, *case.mask.shape))
     tokens = [(i, t) for i, y in enumerate(case.completions) for t in range(len(y)) if case.mask[i, t]]
     counted = {i for i, y in enumerate(case.completions) if not y or any(case.mask[i, : len(y)])}
