@@ -135,7 +135,7 @@ def nested(depth: int) -> pa.DataType:
 PARQUET = {
     "text that is not UTF-8": (columns_of(TWO, completion=pa.array([b"\xff", b"a"]).view(pa.string())), "is not a whole Parquet file: 'utf-8' codec"),
     "a column twice": (pa.table([[0, 0], [1, 1], ["a", "b"], [0, 0]], names=["group", "reward", "completion", "group"]), "has 2 columns 'group'"),
-    "correct in lists": (columns_of(TWO, correct=[[1, 2], [3, 4]]), "correct is array([1, 2]), expected"),
+    "correct in lists": (columns_of(TWO, correct=[[1, 2], [3, 4]]), "correct is [1, 2], expected"),
     "bytes for text": (columns_of(TWO, completion=[b"a", b"b"]), "completion is b'a', expected text"),
     "times for steps": (columns_of(TWO, step=pa.array([0, 0], pa.timestamp("ns"))), "step is"),
     "deep lists": (columns_of(TWO, prompt=pa.nulls(2, nested(150))), "is not a whole Parquet file"),
@@ -150,6 +150,15 @@ def test_parquet_of_wrong_kinds(tmp_path: Path, table: pa.Table, message: str) -
     assert not assert_survived([path], tmp_path / "out.html")
     if message:
         assert message in refusal(path)
+
+
+def test_ids_in_place_of_texts_in_tables_that_are_compared(tmp_path: Path) -> None:
+    for step in (1, 2):
+        path = tmp_path / "completions" / f"{step}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(columns_of(changed(TRL, step=step, completion=[1, 2])), path)
+    assert "completion is [1, 2], expected text or chat messages" in refusal(tmp_path)
+    assert not assert_survived([tmp_path], tmp_path / "out.html")
 
 
 def test_a_users_own_columns_are_not_decoded(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def _parquet(file: Path, report: Report) -> Iterator[_Row]:
         with pq.ParquetFile(file, memory_map=True) as parquet:
             fmt, ours = _columns_of(file, parquet.schema_arrow)
             for batch in parquet.iter_batches(_BATCH, columns=list(ours.values())):
-                lists = {name: _column(batch.column(theirs)) for name, theirs in ours.items()}
+                lists = {name: _column(name, batch.column(theirs)) for name, theirs in ours.items()}
                 for values in zip(*lists.values(), strict=True):
                     number += 1
                     yield fmt, number, dict(zip(lists, values, strict=True))
@@ -189,13 +189,18 @@ def _our_names(fmt: Format, names: Sequence[str]) -> dict[str, str]:
     return {name: column for name, column in theirs.items() if column in names}
 
 
-def _column(values: Any) -> Sequence[Any]:
-    """A column as a list; lists of integers as one array per row, without copying them."""
+def _column(name: str, values: Any) -> Sequence[Any]:
+    """A column as a list; token ids as one array per row, without copying them."""
     import pyarrow as pa
 
     kind = values.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if not is_list or not pa.types.is_integer(kind.value_type) or values.values.null_count:
+    if (
+        name != "token_ids"
+        or not is_list
+        or not pa.types.is_integer(kind.value_type)
+        or values.values.null_count
+    ):
         return list(values.to_pylist())
     flat = values.values.to_numpy()
     rows: list[Any] = [flat[a:b] for a, b in pairwise(values.offsets.to_numpy().tolist())]
