@@ -19,7 +19,7 @@ settings.register_profile(
 settings.register_profile(
     "long",
     deadline=None,
-    max_examples=int(os.environ.get("GROUPS_TO_TRY", "100000")),
+    max_examples=10_000,
     database=None,
     print_blob=True,
     suppress_health_check=list(HealthCheck),

@@ -1,5 +1,6 @@
 """Hypothesis strategies for groups of completions that share a lot."""
 
+from dataclasses import dataclass
 from random import Random
 
 import numpy as np
@@ -25,13 +26,22 @@ def group_and_contexts(draw: st.DrawFn) -> tuple[list[list[int]], list[str]]:
     return completions, draw(contexts)
 
 
-@st.composite
-def whole_group(draw: st.DrawFn) -> tuple[Case, list[str]]:
-    """A group whose completions branch off one another, with rewards, mask, advantages and contexts.
+@dataclass
+class WholeGroup:
+    """All that is known of a group: completions, rewards, mask, advantages; and contexts."""
 
-    All from one drawn seed, which is ten times as fast as a draw for each token; it does not shrink.
-    """
-    random = Random(draw(st.integers(0, 2**64)))
+    case: Case
+    contexts: list[str]
+
+
+def ten_groups(seed: int) -> list[WholeGroup]:
+    """From one drawn seed: ten times as fast as a draw for each token, but it does not shrink."""
+    random = Random(seed)
+    return [whole_group(random) for _ in range(10)]
+
+
+def whole_group(random: Random) -> WholeGroup:
+    """One whose completions branch off one another."""
     vocabulary = random.choice([[0], [0, 1], [0, 1, 2], [5, 151_642, 2**31 - 1]])
     completions: list[list[int]] = []
     for _ in range(random.randint(1, random.choice([4, 12]))):
@@ -44,4 +54,4 @@ def whole_group(draw: st.DrawFn) -> tuple[Case, list[str]]:
         case.slope, case.shift = random.uniform(0.1, 4), random.uniform(-2, 2)
         kept = random.choice([0.5, 0.9])
         case.mask = np.array([random.random() < kept for _ in case.mask.flat], bool).reshape(case.mask.shape)
-    return case, random.choices(random.choice(["a", "ab"]), k=len(completions))
+    return WholeGroup(case, random.choices(random.choice(["a", "ab"]), k=len(completions)))

@@ -1,6 +1,6 @@
 """Everything that is known of one group, at once, against the literal definitions: made for long runs.
 
-    pytest tests/test_whole_groups.py --hypothesis-profile=long    # 100,000 groups
+    pytest tests/test_whole_groups.py --hypothesis-profile=long    # 10,000 times ten groups
 
 The groups are wilder than elsewhere: up to 12 completions, real token ids, contexts, masks and advantages of a
 trainer's own.
@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from groups import whole_group
+from groups import ten_groups
 from hypothesis import given
+from hypothesis import strategies as st
 from literal_credits import Case, literal
 from test_credits import CREDITS
 from test_tree import assert_equals_reference
 
 from lambda_grpo import ProcessTree, measures
+from lambda_grpo.credit import group_advantage
 from lambda_grpo.reference import ReferenceGroup
 
 
@@ -50,14 +52,21 @@ def assert_credits_equal(case: Case) -> None:
         assert np.allclose(got.weight, weight, rtol=1e-5, atol=1e-6), name
 
 
-@given(whole_group())
-def test_equals_the_definitions(group: tuple[Case, list[str]]) -> None:
-    case, contexts = group
-    reference = Remembering(case.completions, contexts)
-    tree = ProcessTree.build(case.completions, contexts)
-    assert_equals_reference(tree, reference)
-    assert_measures_equal(tree, reference)
-    assert_credits_equal(case)
+@given(st.integers(0, 2**64))
+def test_equal_the_definitions(seed: int) -> None:
+    """Ten groups, their trees built in one pass; the credits of one of them."""
+    groups = ten_groups(seed)
+    completions = [row for group in groups for row in group.case.completions]
+    places = [place for place, group in enumerate(groups) for _ in group.contexts]
+    contexts = [context for group in groups for context in group.contexts]
+    trees = ProcessTree.build_many(completions, places, contexts)
+    for group, tree in zip(groups, trees, strict=True):
+        reference = Remembering(group.case.completions, group.contexts)
+        assert_equals_reference(tree, reference)
+        assert_measures_equal(tree, reference)
+        rewards = group.case.rewards
+        assert np.allclose(group_advantage(rewards), reference.advantages(rewards), rtol=1e-9, atol=1e-9)
+    assert_credits_equal(groups[0].case)
 
 
 def test_a_planted_fault_is_seen() -> None:

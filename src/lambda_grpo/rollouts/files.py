@@ -194,13 +194,8 @@ def _column(name: str, values: Any) -> Sequence[Any]:
     import pyarrow as pa
 
     kind = values.type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if (
-        name != "token_ids"
-        or not is_list
-        or not pa.types.is_integer(kind.value_type)
-        or values.values.null_count
-    ):
+    ids = name == "token_ids" and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    if not ids or not pa.types.is_integer(kind.value_type) or values.values.null_count:
         return list(values.to_pylist())
     flat = values.values.to_numpy()
     rows: list[Any] = [flat[a:b] for a, b in pairwise(values.offsets.to_numpy().tolist())]
