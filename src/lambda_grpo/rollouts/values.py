@@ -48,14 +48,12 @@ def token_ids(index: int, value: Any) -> Int32:
     Raises:
         BadRow: no list of integers in [0, 2³¹).
     """
-    if isinstance(value, np.ndarray):  # from Parquet: one dimension, integers
-        small = value.size == 0 or (value.min() >= 0 and value.max() < 2**31)
-    else:  # numpy would make room for the longest of any texts in it, times their number
-        integers = isinstance(value, list) and set(map(type, value)) <= {int}
-        small = integers and (not value or (min(value) >= 0 and max(value) < 2**31))
-    if not small:
+    # Looked at before numpy sees it, which makes room for the longest text in a list times the list's length.
+    whole = isinstance(value, np.ndarray) or (isinstance(value, list) and set(map(type, value)) <= {int})
+    ids = np.asarray(value) if whole and len(value) else np.zeros(0, np.int32)
+    if not whole or ids.dtype.kind not in "iu" or (ids.size and (ids.min() < 0 or ids.max() >= 2**31)):
         raise BadRow(index, f"token_ids is {short(value)}, expected a list of integers from 0 to 2**31 - 1")
-    return np.asarray(value, np.int32)
+    return ids.astype(np.int32)
 
 
 def right_or_wrong(index: int, value: Any) -> float:
