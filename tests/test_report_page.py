@@ -247,14 +247,23 @@ def test_hostile_text_stays_text(browser, tmp_path):
     assert b"\\ud800" in html.read_bytes(), "… but text of models is escaped"
 
 
-def test_nothing_injected_could_run(browser, by_hand):
-    """The policy in the page blocks a script and a request that get in some other way."""
-    html = by_hand.read_text()
-    planted = html.replace("</body>", "<script>document.title='ran'</script></body>", 1)
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "<script>document.title='ran'</script>",
+        "<script src='data:text/javascript,document.title=1'></script>",
+        "<img src=x onerror=\"document.title='ran'\">",
+        "<iframe srcdoc=\"<script>parent.document.title='ran'</script>\"></iframe>",
+        "<base href='http://127.0.0.1:9/'>",
+    ],
+)
+def test_nothing_injected_could_run(browser, by_hand, planted):
+    """The policy in the page blocks a script and a request that get in some other way; our own script runs."""
     path = by_hand.with_name("planted.html")
-    path.write_text(planted)
-    with pytest.raises(AssertionError, match="Content Security Policy"), opened(browser, path) as page:
-        assert page.title() != "ran"
+    path.write_text(by_hand.read_text().replace("<header", f"{planted}<header", 1))
+    with pytest.raises(AssertionError, match="Content Security Pol"), opened(browser, path) as page:
+        page.locator(".block").first.wait_for()
+        assert page.title() == "Hidden process rewards: r.jsonl"
 
 
 def assert_hostile_page_is_quiet(browser, html: Path) -> None:
