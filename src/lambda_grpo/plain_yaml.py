@@ -1,7 +1,7 @@
 """YAML files as plain data: mappings, lists, text, numbers, dates; no tags, no aliases.
 
 A tag can ask PyYAML for any Python object (its safe loader refuses those, but trips over wrong values of the
-others), and a page of aliases to aliases is a list of a billion items.
+others), and a few lines of aliases to aliases are a list of many million items.
 """
 
 from pathlib import Path
