@@ -20,6 +20,7 @@ check: $(READY)
 	$(BIN)/pytest -m slow
 	$(BIN)/python benchmarks/tree.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/scale.py --quick
 
 clean:
 	rm -rf $(VENV)

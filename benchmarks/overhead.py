@@ -6,7 +6,7 @@ a random Qwen2 of 7.6 million parameters with completions of 32 tokens, still sm
 Two figures. *Inside*: the time spent in our own lines within a step (trees, credit, measures, weighted
 loss), TRL's taken off; the gradient's one multiplication runs in the backward and is not in it. *Paired*:
 the difference of two steps on the same completions, one of each trainer, taken in turns; it holds
-everything, the machine's noise included.
+everything, the machine's noise included. Tree packing, which makes steps faster, is off.
 
     python benchmarks/overhead.py
 """
@@ -110,6 +110,7 @@ def make_trainer(cls: type, config: type, setting: Setting) -> Any:
         per_device_train_batch_size=setting.prompts * COMPLETIONS,
         num_generations=COMPLETIONS,
         max_completion_length=setting.max_completion_length,
+        **({"tree_packing": "off"} if config is LambdaGRPOConfig else {}),  # λ alone
     )
     trainer = cls(model, reward, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     trainer.current_gradient_accumulation_steps = 1

@@ -23,8 +23,8 @@ INTRODUCTION = """\
 # Settings
 
 `lambda-grpo train` takes every name below as a flag, `--name value`, and as a line of a YAML recipe; a flag
-goes over the recipe, the recipe over the default. In Python, `LambdaGRPOConfig` takes all but the first table.
-A name that does not exist is an error that names the nearest one.
+goes over the recipe, the recipe over the default. In Python, `LambdaGRPOConfig` takes all but the first
+table. A name that does not exist is an error that names the nearest one.
 
 ```sh
 lambda-grpo train --config recipes/thinking-sums.yaml --learning_rate 5e-5 --credit lambda_grpo_matched

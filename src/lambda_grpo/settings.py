@@ -1,4 +1,7 @@
-"""Settings of `lambda-grpo train`: defaults ← recipe ← flags, checked before anything long runs."""
+"""Settings of `lambda-grpo train`: defaults ← recipe ← flags, checked before anything long runs.
+
+A recipe with the key `extends` is laid over another one: the name of one of ours, or a path.
+"""
 
 import dataclasses
 import re
@@ -100,12 +103,26 @@ def _parse(parser: _Parser, flags: Sequence[str]) -> tuple[TrainOptions, LambdaG
     return options, config
 
 
-def _read_recipe(recipe: str) -> dict[str, Any]:
-    path = Path(recipe)
-    if not path.suffix:
-        path = RECIPES / f"{recipe}.yaml"
-        if not path.exists():
-            raise unknown_name("recipe", recipe, [known.stem for known in RECIPES.glob("*.yaml")])
+def _read_recipe(recipe: str, readers: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys of a recipe, laid over those of the recipe that its `extends` names."""
+    content = _read_yaml(recipe)
+    if "extends" not in content:
+        return content
+    base = content.pop("extends")
+    readers = (*readers, recipe)
+    if not isinstance(base, str):
+        raise InputError(f"recipe {recipe!r}: extends: expected the name of a recipe, got {base!r}")
+    if base in readers:
+        raise InputError(f"recipe {recipe!r}: extends itself: {' → '.join((*readers, base))}")
+    return _read_recipe(base, readers) | content
+
+
+def _read_yaml(recipe: str) -> dict[str, Any]:
+    ours, path = RECIPES / f"{recipe}.yaml", Path(recipe)
+    if ours.exists():
+        path = ours
+    elif path.suffix not in (".yaml", ".yml") and not path.exists():
+        raise unknown_name("recipe", recipe, [known.stem for known in RECIPES.glob("*.yaml")])
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

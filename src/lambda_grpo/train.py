@@ -16,11 +16,13 @@ from transformers.utils import logging as transformers_logging
 from lambda_grpo import console, curves, policy, runs, splits
 from lambda_grpo.callbacks import CheckMetric, Log, Refresh, Report
 from lambda_grpo.engines.trl import LambdaGRPOTrainer
+from lambda_grpo.errors import InputError
 from lambda_grpo.evaluation import Evaluation, Sampling, evaluate
 from lambda_grpo.options import Settings, TrainOptions
 from lambda_grpo.splits import Splits
 from lambda_grpo.tasks import Problem, Task, get_task
 from lambda_grpo.tasks.base import score
+from lambda_grpo.tasks.chat import Chat
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def train(settings: Settings) -> Trained:
     folder = Path(config.output_dir)
     transformers_logging.disable_progress_bar()
     task = get_task(options.task)
+    if options.system_prompt:
+        task = Chat(task, options.system_prompt)
     if options.model != policy.EMBEDDED:
         model, tokenizer = policy.load_policy(options.model, **(config.model_init_kwargs or {}))
     runs.check_unused(folder)
@@ -134,7 +138,14 @@ def _draw(task: Task, settings: Settings) -> Splits:
         options.validation_problems if options.validate_every else 0,
         options.eval_problems,
     )
-    return splits.draw(task, wanted, settings.config.seed)
+    problems = splits.draw(task, wanted, settings.config.seed)
+    least = settings.config.generation_batch_size // settings.config.num_generations
+    if len(problems.train) < least:
+        raise InputError(
+            f"train_problems: {len(problems.train)} problems are left to train on, and a step takes {least}: "
+            "raise train_problems, or lower the batch size"
+        )
+    return problems
 
 
 def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings: Settings) -> _Trainer:
@@ -142,6 +153,8 @@ def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings:
         [{"prompt": problem.prompt, "problem": i} for i, problem in enumerate(part, start)]
         for part, start in ((problems.train, 0), (problems.validation, len(problems.train)))
     )
+    options = settings.options
+    low_rank = policy.LowRank(options.lora_r, options.lora_alpha, options.lora_dropout, options.lora_target)
     trainer = _Trainer(
         model,
         _reward_function(task, [*problems.train, *problems.validation]),
@@ -149,6 +162,7 @@ def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings:
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(validation) if validation else None,
         processing_class=tokenizer,
+        peft_config=policy.adapters(model, low_rank) if low_rank.rank else None,
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -157,8 +171,8 @@ def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings:
         if tied := getattr(model, "all_tied_weights_keys", None):
             # Tells transformers that tied weights are not missing from the checkpoint it loads.
             model._keys_to_ignore_on_save = model._keys_to_ignore_on_save or list(tied)
-    if settings.options.early_stopping_patience:
-        trainer.add_callback(EarlyStoppingCallback(settings.options.early_stopping_patience))
+    if options.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(options.early_stopping_patience))
     return trainer
 
 
