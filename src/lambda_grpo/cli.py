@@ -28,7 +28,8 @@ settings:
   --credit CREDIT     lambda_grpo (the default), lambda_grpo_matched, lambda_grpo_unique, grpo, process,
                       optimistic, tempo, treepo, vineppo, or a function of yours: my_module:my_credit
   --credit_kwargs KW  the credit's own parameters as JSON, such as '{"tau": 0.3}' for optimistic
-  --output_dir DIR    run folder (runs/TASK-CREDIT-TIME)
+  --output_dir DIR    run folder (runs/TASK-CREDIT-TIME); an unfinished run there goes on
+  --overwrite         start over: remove the run that lies in the run folder
   --compare A,B       train with each of these credits from the same start, and show them side by side
   --validate_every N  validate on held-out problems every N steps and keep the best checkpoint
   --early_stopping_patience N  stop after N validations without a new best
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return eval_command.run(args)
         return _tasks()
     except LambdaGRPOError as error:
-        print(f"lambda-grpo: error: {error}", file=sys.stderr)
+        print(f"lambda-grpo: error{_process()}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, `| head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -102,14 +103,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(recipe: str, flags: Sequence[str]) -> int:
     try:
-        from lambda_grpo import console, settings
+        from lambda_grpo import console, processes, settings
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
     resolved = settings.resolve(recipe, flags)
+    processes.quiet_others()
     with tempfile.TemporaryDirectory(prefix="lambda-grpo-") as aside:
         if resolved.options.dry_run:
             from lambda_grpo import dry_run
 
+            processes.expect_alone("--dry_run")
             replaced = dry_run.replacements(resolved, flags, Path(aside))
             console.CONSOLE.print(dry_run.describe(resolved, replaced), markup=False, highlight=False)
             resolved = settings.resolve(
@@ -137,6 +140,12 @@ def _run(resolved: "Settings") -> tuple[Path, str]:
         train.show(trained)
         folder, what = trained.folder, "the curves in curve.png, the policy in model/"
     return folder, what
+
+
+def _process() -> str:
+    """Which of a job's processes this is, by what torchrun and `accelerate launch` set; nothing if alone."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return f" (process {os.environ.get('RANK', '0')} of {count})" if count > 1 else ""
 
 
 def _tasks() -> int:

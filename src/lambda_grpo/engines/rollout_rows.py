@@ -6,9 +6,9 @@ rows. Two steps turn rows into what a credit expects, one completion per rollout
 
 1. A row that begins another row of its rollout is merged into it; what is left over are the rollout's
    *strands* (one, where the history only grows). A strand's policy tokens are those of all its rows.
-2. Where a rollout has several strands, each is looked at with, of every other rollout, the strand that shares the
-   longest prefix with it. For every token of that strand, a rollout is then in λ exactly if any of
-   its rows begins with the same tokens.
+2. Where a rollout has several strands, each is looked at together with one strand of every other rollout: the
+   one that shares the longest prefix with it. For every token of that strand, a rollout is then in λ
+   exactly if any of its rows begins with the same tokens.
 """
 
 from collections.abc import Hashable, Sequence
@@ -147,7 +147,7 @@ def _shared(a: NDArray[Any], b: NDArray[Any]) -> int:
 
 @dataclass
 class _Sums:
-    """What the logged means are taken from; a token or a completion counts in the view that gives its credit."""
+    """What the logged means are taken from; a strand counts in the view that gives it its credit."""
 
     groups: int = 0
     flat: int = 0

@@ -1,18 +1,18 @@
 """λ-GRPO on verl: `trainer.v1.trainer_mode=lambda_sync` is verl's synchronous v1 trainer with a credit.
 
-verl finds this module through the entry-point group `verl.plugins`. Its advantage estimators and policy losses
-see no token ids, so the trainer is the place to plug in: after verl has computed its advantages, they are
-fetched from TransferQueue with the ids, weighted, and put back. How the weights reach the loss:
+verl finds this module through the entry-point group `verl.plugins`. Its advantage estimators and policy
+losses see no token ids, so the trainer is the place to plug in: after verl has computed its advantages, they
+are fetched from TransferQueue with the ids, weighted, and put back. How the weights reach the loss:
 
-- **in the advantages**, w·A, where that is the same as weighting each token's term: without KL term, for
-  the policy losses in `PRODUCT_IS_EXACT`, all of them positively homogeneous in the token's own advantage. Every
+- **in the advantages**, w·A, where that is the same as weighting each token's term: without KL term, for the
+  policy losses in `PRODUCT_IS_EXACT`, all of them positively homogeneous in the token's own advantage. Every
   `loss_agg_mode` is linear in the terms, so it does not matter;
-- else **in the loss**: they travel with the batch, and the workers get `weighted_ppo_loss`, which is verl's own with
-  the gradient that flows into the log-probs scaled. That is the same as weighting each token's term, KL
-  included. (For losses with one ratio per sequence this *is* our definition of λ-GRPO.)
+- else **in the loss**: they travel with the batch, and the workers get `weighted_ppo_loss`, which is verl's
+  own with the gradient that flows into the log-probs scaled. That is the same as weighting each token's term,
+  KL included. (For losses with one ratio per sequence this *is* our definition of λ-GRPO.)
 
-The entropy bonus stays unweighted. Padding rows have no policy token and stay as they are. For rollouts that are
-several rows see `rollout_rows`. Tested with verl 0.9.1; how to use it: docs/verl.md.
+The entropy bonus stays unweighted. Padding rows have no policy token and stay as they are. For rollouts that
+are several rows see `rollout_rows`. Tested with verl 0.9.1; how to use it: docs/verl.md.
 """
 
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
-from lambda_grpo.credit import get_credit
+from lambda_grpo.credit import advantage_varies, get_credit, try_credit
 from lambda_grpo.engines.rollout_rows import Row, credit_rows
 from lambda_grpo.errors import InputError, LambdaGRPOError, unknown_name
 
@@ -46,8 +46,8 @@ _SEEN = "credit_weight"  # the metric by which the workers tell that they use ou
 
 if not Version("0.9.1") <= Version(verl.__version__) < Version("0.10"):
     raise InputError(
-        f"verl {verl.__version__} is not supported: expected 0.9.1 or a later 0.9, whose v1 trainer this plugin "
-        "extends. Install one, or train with the `sync` mode of your version, which is plain GRPO"
+        f"verl {verl.__version__} is not supported: expected 0.9.1 or a later 0.9, whose v1 trainer this "
+        "plugin extends: pip install 'lambda-grpo[verl]'"
     )
 
 
@@ -56,7 +56,7 @@ class Settings:
     """The section `trainer.v1.lambda_sync` of verl's config.
 
     Attributes:
-        credit: a key of `lambda_grpo.credit.CREDITS`.
+        credit: a key of `lambda_grpo.credit.CREDITS`, or a function of your own, `my_module:my_credit`.
         credit_kwargs: the credit's own parameters.
     """
 
@@ -74,19 +74,19 @@ def read_settings(config: DictConfig) -> Settings:
     for key in section:
         if key not in ("credit", "credit_kwargs"):
             raise unknown_name(f"key of trainer.v1.{MODE}", str(key), ["credit", "credit_kwargs"])
-    settings = Settings(**section)
-    get_credit(settings.credit, settings.credit_kwargs)
+    settings = Settings(**{key: value for key, value in section.items() if value is not None})
+    tried = try_credit(settings.credit, settings.credit_kwargs)
     estimator, loss = str(config.algorithm.adv_estimator), _loss_mode(config)
     if estimator in _TOKEN_LEVEL_ESTIMATORS:
         raise InputError(
-            f"algorithm.adv_estimator={estimator} gives each token an advantage of its own; a credit needs one "
-            "per rollout: choose grpo, or another estimator that looks at outcomes only"
+            f"algorithm.adv_estimator={estimator} gives each token an advantage of its own; a credit needs "
+            "one per rollout: choose grpo, or another estimator that looks at outcomes only"
         )
-    if settings.credit == "process" and loss in _ONE_RATIO_PER_SEQUENCE:
+    if advantage_varies(tried) and loss in _ONE_RATIO_PER_SEQUENCE:
         raise InputError(
-            "credit 'process' gives each token an advantage of its own, and is GRPO's gradient only if each token "
-            f"has a ratio of its own too: not with policy_loss.loss_mode={loss}. Choose loss_mode=vanilla, or "
-            "credit lambda_grpo or grpo"
+            f"credit {settings.credit!r} gives each token of a rollout an advantage of its own, so each "
+            f"token needs a ratio of its own too: not policy_loss.loss_mode={loss}. "
+            "Choose loss_mode=vanilla, or credit lambda_grpo or grpo"
         )
     if is_distillation_enabled(config.get("distillation")):
         raise InputError(
@@ -162,8 +162,9 @@ class LambdaSyncTrainer(PPOTrainerSync):
         batch = super()._update_actor(batch, metrics)
         if self._weights_in_loss and f"actor/{_SEEN}" not in metrics:
             raise LambdaGRPOError(
-                "the workers trained with another loss than ours, so the credit had no effect: their worker class "
-                "does not take set_loss_fn. Without KL term (actor.use_kl_loss=false) none is needed"
+                "the workers trained with another loss than ours, so the credit had no effect: their worker "
+                "class does not take set_loss_fn. Without KL term (actor.use_kl_loss=false) and with "
+                "policy_loss.loss_mode=vanilla none is needed"
             )
         return batch
 
@@ -173,8 +174,8 @@ def _group_ids(batch: Any) -> list[str]:
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["uid"])
     if "uid" not in data:
         raise InputError(
-            f"the batch has no field uid, by which rollouts of one prompt are known (first row: {batch.keys[0]}): "
-            "an agent loop of your own must pass on the uid that it is given"
+            f"the batch has no field uid, by which rollouts of one prompt are known (first row: "
+            f"{batch.keys[0]}): an agent loop of your own must pass on the uid that it is given"
         )
     return [str(uid) for uid in data["uid"]]
 
@@ -224,8 +225,8 @@ def _rollout_advantages(
         if not np.allclose(values, found[rollout], rtol=1e-5, atol=1e-6):
             other = values[np.argmax(np.abs(values - found[rollout]))]
             raise InputError(
-                f"row {key!r}: its rollout has advantages {found[rollout]:g} and {other:g}, expected one for all its "
-                "tokens: set algorithm.adv_estimator=grpo, or another that looks at outcomes only"
+                f"row {key!r}: its rollout has advantages {found[rollout]:g} and {other:g}, expected one for "
+                "all its tokens: set algorithm.adv_estimator=grpo, or another that looks at outcomes only"
             )
     return found
 
