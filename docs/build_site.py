@@ -2,7 +2,8 @@
 
 Links are written as files lie in the repository, so that they work there too. README.md is the site's first
 page; any other file outside docs/ that a page links to becomes a page of its own, source code as a listing.
-Links to folders become plain text. A page that would fetch anything from elsewhere is a warning.
+Links to folders become plain text. A link whose text is a page's file name gets the page's title. A page that
+would fetch anything from elsewhere is a warning.
 """
 
 import logging
@@ -17,11 +18,16 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 LOG = logging.getLogger("mkdocs.plugins.build_site")  # a warning from here fails `mkdocs build --strict`
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
+NAMED_LINK = re.compile(r"\[[\w/]*\w+\.md\](?=\(([\w/.-]+\.md)\))")  # the text is a file's name, too
 FOLDER_LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:|#)([^)\s#]+/)\)")
 FENCE = re.compile(r"(^```.*?^```\n)", re.DOTALL | re.MULTILINE)
 FETCHED = re.compile(
     r"""<(?:script|img|iframe|source)[^>]+src=["']?(?:https?:)?//"""
     r"""|<link[^>]+(?:stylesheet|icon|preload|preconnect)[^>]+href=["']?(?:https?:)?//"""
+)
+# `start, end: …` in a docstring's attributes; mkdocstrings takes `end` for the type of `start,`
+TWO_NAMES = re.compile(
+    r'<td><code><span title="[^"]+,">(\w+),</span></code></td>\s*<td>\s*<code>(.*?)</code>\s*</td>', re.DOTALL
 )
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "sh", ".json": "json", ".js": "js"}
 
@@ -61,9 +67,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         target = posixpath.normpath(posixpath.join(here, match[1]))
         return posixpath.relpath(_site_path(target), base or ".") + (match[2] or "")
 
+    def titled(match: re.Match[str]) -> str:
+        page = (ROOT / here / match[1]).read_text()
+        return f"[{page.splitlines()[0].lstrip('# ')}]" if page.startswith("# ") else match[0]
+
     parts = FENCE.split(markdown)
     for number in range(0, len(parts), 2):  # the odd ones are code
-        parts[number] = LINK.sub(link, FOLDER_LINK.sub(r"\1", parts[number]))
+        text = NAMED_LINK.sub(titled, FOLDER_LINK.sub(r"\1", parts[number]))
+        parts[number] = LINK.sub(link, text)
     return "".join(parts)
 
 
@@ -71,7 +82,7 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     fetched = FETCHED.search(output)
     if fetched:
         LOG.warning("%s fetches from elsewhere: %s", page.file.src_uri, fetched[0])
-    return output
+    return TWO_NAMES.sub(r"<td><code>\1</code>, <code>\2</code></td><td></td>", output)
 
 
 def _page(path: Path, config: Any) -> File:

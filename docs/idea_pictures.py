@@ -1,4 +1,4 @@
-"""The two trees of docs/idea.md, drawn by the report from the rollouts on that page: `python docs/idea_pictures.py`.
+"""The two trees of docs/idea.md, drawn by the report from that page: `python docs/idea_pictures.py`.
 
 Writes docs/images/idea-grpo.png and docs/images/idea-lambda.png. Needs chromium, playwright and Pillow.
 """

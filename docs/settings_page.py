@@ -27,7 +27,7 @@ goes over the recipe, the recipe over the default. In Python, `LambdaGRPOConfig`
 table. A name that does not exist is an error that names the nearest one.
 
 ```sh
-lambda-grpo train --config recipes/thinking-sums.yaml --learning_rate 5e-5 --credit lambda_grpo_matched
+lambda-grpo train --config recipes/thinking-sums.yaml --credit lambda_grpo_matched
 lambda-grpo train --help-all
 ```
 
@@ -54,19 +54,19 @@ def page() -> str:
     return "\n".join(
         [
             INTRODUCTION,
-            "## Of `lambda-grpo train` only\n",
+            "## Only with `lambda-grpo train`\n",
             _explained(dataclasses.fields(TrainOptions)),
-            "## Of `LambdaGRPOConfig`\n",
+            "## `LambdaGRPOConfig`: ours\n",
             _explained(f for f in _fields() if f.name not in _names(GRPOConfig)),
-            "## Of TRL's `GRPOConfig`\n",
+            "## `GRPOConfig`: TRL's\n",
             TRL,
             _listed(f for f in _fields() if f.name in trl),
-            "## Of transformers' `TrainingArguments`\n",
+            "## `TrainingArguments`: transformers'\n",
             TRANSFORMERS,
             _listed(f for f in _fields() if f.name in _names(TrainingArguments)),
-            "## Of `lambda-grpo report`\n",
+            "## Options of `lambda-grpo report`\n",
             _command(report_command.add_arguments),
-            "## Of `lambda-grpo eval`\n",
+            "## Options of `lambda-grpo eval`\n",
             _command(eval_command.add_arguments),
         ]
     )
