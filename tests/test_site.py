@@ -105,6 +105,16 @@ def test_the_api_page_names_what_there_is(module: str, members: str) -> None:
     assert {name for name in exported if not name.isupper()} <= shown
 
 
+def test_the_map_names_every_module() -> None:
+    """CONTRIBUTING names each module, or the folder it is in."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    package = ROOT / "src" / "lambda_grpo"
+    folders = {f"{path.name}/" for path in package.iterdir() if path.is_dir() and path.name != "engines"}
+    modules = {path.name for path in [*package.glob("*.py"), *package.glob("engines/*.py")]}
+    assert not {name for name in modules - {"__init__.py"} if name not in page}
+    assert not {name for name in folders - {"__pycache__/"} if f"`{name}`" not in page}
+
+
 def test_the_example_of_the_idea_is_one() -> None:
     """The JSON lines, of which the pictures are made, and the snippet are the same group; 3 × -0.29 = -0.87."""
     page = (ROOT / "docs/idea.md").read_text()
