@@ -122,9 +122,9 @@ def check_command(command: str) -> None:
         case ["make", *targets]:
             known = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert set(targets) <= set(known), command
-        case ["pip", "install", *packages]:
+        case ["pip", "install", "-c", "constraints.txt", *packages] | ["pip", "install", *packages]:
             for package in packages:
-                extras = re.fullmatch(r"lambda-grpo(?:\[([\w,]+)\])?", package)
+                extras = re.fullmatch(r"(?:lambda-grpo|\.)(?:\[([\w,]+)\])?", package)
                 assert extras, command
                 assert set(filter(None, (extras[1] or "").split(","))) <= set(
                     project["optional-dependencies"]
