@@ -1,9 +1,9 @@
 """mkdocs hooks: pages may link to any file of the repository, and none is left out of the navigation.
 
 Links are written as files lie in the repository, so that they work there too. README.md is the site's first
-page; any other file outside docs/ that a page links to becomes a page of its own, source code as a listing.
-Links to folders become plain text. A link whose text is a page's file name gets the page's title. A page that
-would fetch anything from elsewhere is a warning.
+page; any other file outside docs/ that a page links to comes along: a page, a picture, or source code as a
+listing. Links to folders become plain text. A link whose text is a page's file name gets the page's title. A
+page that would fetch anything from elsewhere is a warning.
 """
 
 import logging
@@ -29,6 +29,7 @@ FETCHED = re.compile(
 TWO_NAMES = re.compile(
     r'<td><code><span title="[^"]+,">(\w+),</span></code></td>\s*<td>\s*<code>(.*?)</code>\s*</td>', re.DOTALL
 )
+PICTURES = {".png", ".svg"}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "sh", ".json": "json", ".js": "js"}
 
 
@@ -87,6 +88,8 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
 
 def _page(path: Path, config: Any) -> File:
     name = path.relative_to(ROOT).as_posix()
+    if path.suffix in PICTURES:
+        return File.generated(config, _site_path(name), abs_src_path=str(path))
     text = path.read_text()
     if path.suffix != ".md":
         text = f"# {name}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{text}\n````\n"
@@ -104,7 +107,7 @@ def _site_path(name: str) -> str:
         return "index.md"
     if name.startswith("docs/"):
         return name.removeprefix("docs/")
-    return name if name.endswith(".md") else f"{name}.md"
+    return name if Path(name).suffix in {".md", *PICTURES} else f"{name}.md"
 
 
 def _repository_path(name: str) -> str:

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import tomllib
 import venv
 import zipfile
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "src" / "lambda_grpo"
 DIST_INFO = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
-MEGABYTE = 2**20
+MOST_BYTES = 2 * 2**20
 
 ROLLOUTS = """\
 {"group": "a", "prompt": "7+2+13=", "completion": "7+2 = 9, so 22.", "reward": 1}
@@ -47,15 +48,24 @@ def wheel_faults(wheel: Path) -> list[str]:
         names = {name for name in archive.namelist() if not name.endswith("/")}
         (info,) = {name.split("/")[0] for name in names if ".dist-info/" in name}
         metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
-    expected = {f"{info}/{name}" for name in DIST_INFO} | {
-        path.relative_to(SOURCES.parent).as_posix()
-        for path in SOURCES.rglob("*")
+    faults = differences(wheel.name, names, {f"{info}/{name}" for name in DIST_INFO} | package_files())
+    if wheel.stat().st_size > MOST_BYTES:
+        faults.append(f"{wheel.name}: {wheel.stat().st_size} bytes, more than {MOST_BYTES}")
+    return faults + version_faults(metadata["Version"])
+
+
+def package_files() -> set[str]:
+    """What the wheel should hold: the package, and the folders that pyproject.toml adds to it."""
+    target = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"][
+        "wheel"
+    ]
+    folders = {SOURCES: "lambda_grpo"} | {ROOT / k: v for k, v in target.get("force-include", {}).items()}
+    return {
+        f"{inside}/{path.relative_to(folder).as_posix()}"
+        for folder, inside in folders.items()
+        for path in folder.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    faults = differences(wheel.name, names, expected)
-    if wheel.stat().st_size > MEGABYTE:
-        faults.append(f"{wheel.name}: {wheel.stat().st_size} bytes, more than a megabyte")
-    return faults + version_faults(metadata["Version"])
 
 
 def version_faults(version: str) -> list[str]:

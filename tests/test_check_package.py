@@ -2,7 +2,6 @@
 
 import tarfile
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import check_package
@@ -13,8 +12,7 @@ RECIPE = "lambda_grpo/recipes/thinking-sums.yaml"
 
 def wheel(folder: Path, version: str = "0.1.0", without: str = "", besides: str = "") -> Path:
     info = f"lambda_grpo-{version}.dist-info"
-    names = {path.relative_to(check_package.SOURCES.parent).as_posix() for path in sources()}
-    names |= {f"{info}/{name}" for name in check_package.DIST_INFO}
+    names = check_package.package_files() | {f"{info}/{name}" for name in check_package.DIST_INFO}
     path = folder / "lambda_grpo-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for name in (names - {without}) | ({besides} - {""}):
@@ -22,12 +20,8 @@ def wheel(folder: Path, version: str = "0.1.0", without: str = "", besides: str 
     return path
 
 
-def sources() -> Iterable[Path]:
-    files = (path for path in check_package.SOURCES.rglob("*") if path.is_file())
-    return (path for path in files if path.suffix != ".pyc")
-
-
 def test_a_whole_wheel_has_no_faults(tmp_path: Path) -> None:
+    assert {RECIPE, "lambda_grpo/py.typed", "lambda_grpo/report/report.html"} <= check_package.package_files()
     assert check_package.wheel_faults(wheel(tmp_path)) == []
 
 
