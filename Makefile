@@ -25,7 +25,7 @@ check: $(READY) docs package
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/scale.py --quick
 
-# The documentation in site/, which opens from disk; any warning is an error.
+# The documentation in site/; any warning is an error.
 docs: $(READY)
 	$(BIN)/mkdocs build --strict --quiet
 
