@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import stress_resume
 import torch
@@ -84,6 +86,24 @@ def test_resumed_exactly(tmp_path: Path, checkpoint: int, settings: dict[str, An
     whole = outcome(trained(tmp_path, **settings))
     assert same(whole, outcome(trained(tmp_path, checkpoint, **settings)))
     assert not torch.equal(whole[0][0], torch.zeros_like(whole[0][0]))
+
+
+def test_what_a_reward_function_logs_is_restored(tmp_path: Path) -> None:
+    """TRL writes the table at each logged line; numpy's numbers would need code to be read back."""
+
+    def reward(completions: list[str], log_extra: Any, log_metric: Any, **_: Any) -> list[float]:
+        log_extra("letters", list(np.array([len(text) for text in completions], np.float32)))
+        log_metric("longest", np.max([len(text) for text in completions]))
+        return [float(len(text)) for text in completions]
+
+    settings = {**MID_BUFFER, "max_steps": 4, "log_completions": True}
+    tables = []
+    for checkpoint in (0, 2):
+        trained(tmp_path, checkpoint, trainer_kwargs={"reward_funcs": reward}, **settings)
+        tables.append(pq.read_table(tmp_path / "completions" / "completions_00004.parquet"))
+    assert "letters" in tables[0].column_names
+    assert tables[0].num_rows == 24
+    assert tables[1].to_pylist() == tables[0].to_pylist()
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -144,6 +144,7 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
     _scored: _Scored  # the generation batch at hand
     _weights: torch.Tensor | None = None  # (B, T) while the loss of a micro-batch is computed
     _logps: torch.Tensor  # (B, T) that micro-batch's log-probs
+    _saved = (-1, 0)  # step and number of the last generation batch in rollouts/
 
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: Any = None, *rest: Any, **kwargs: Any
@@ -246,11 +247,16 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
 
     def _save_rollouts(self, rows: _Rows, size: int) -> None:
         mine = range(rows.mine.start, rows.mine.stop)
+        step, (last, number) = self.state.global_step, self._saved
+        batch = number + 1 if step == last else 0  # several, where steps_per_generation is below accumulation
+        self._saved = step, batch
+        earlier = batch * self.args.generation_batch_size
         write_rollouts(
             self.args.output_dir,
             Rollouts(
-                step=self.state.global_step,
-                groups=np.array([(rows.first + i) // size for i in mine]),
+                step=step,
+                batch=batch,
+                groups=np.array([(earlier + rows.first + i) // size for i in mine]),
                 prompts=self._scored.prompts,
                 completions=self._scored.completions,
                 token_ids=self._scored.completion_ids,
