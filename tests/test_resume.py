@@ -155,7 +155,12 @@ def test_the_last_whole_checkpoint_is_taken(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3" / checkpoints.SEAL).unlink()
     (tmp_path / "checkpoint-2" / "optimizer.pt").write_bytes(b"half")
     assert [checkpoints.is_whole(path) for path in checkpoints.find(tmp_path)] == [True, False, False]
+    tables = [tmp_path / "completions" / f"completions_{step:05d}.parquet" for step in (2, 3)]
+    tables[0].parent.mkdir()
+    for table in tables:
+        table.touch()
     runs.truncate_rollouts(tmp_path, 2)
+    assert [table.exists() for table in tables] == [True, False]
     trainer = make_trainer(tmp_path, save_rollouts=True)
     trainer.train(resume_from_checkpoint=True)
     assert same(whole, outcome(trainer))

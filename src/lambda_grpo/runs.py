@@ -112,9 +112,12 @@ def truncate_metrics(folder: Path, step: int) -> None:
 
 
 def truncate_rollouts(folder: Path, step: int) -> None:
-    """Delete what was sampled after `step` optimiser steps and later."""
+    """Delete what was sampled after `step` optimiser steps and later, and TRL's tables of later steps."""
     for path in (folder / "rollouts").glob("step-*-rank-*.parquet"):
         if int(path.name.split("-")[1]) >= step:
+            path.unlink()
+    for path in (folder / "completions").glob("completions_*.parquet"):
+        if int(path.stem.split("_")[1]) > step:
             path.unlink()
 
 

@@ -133,7 +133,7 @@ class TreePacking(GRPOTrainer):
         return sum(gains) / len(gains)
 
     def _give_up(self, reason: str) -> None:
-        if self.accelerator.is_main_process and not self._unpackable:
+        if not self._unpackable:  # on whichever process it was: all of them run plainly then
             _logger.warning("Tree packing is off, the rows run plainly: %s", reason)
         self._unpackable = True
 

@@ -180,6 +180,8 @@ class Resumable(GRPOTrainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             if self.args.should_save:
                 shutil.rmtree(checkpoint, ignore_errors=True)
+            if isinstance(error, torch.OutOfMemoryError | torch.distributed.DistError):
+                raise  # nothing to do with the disk
             last = checkpoints.last_whole(folder)
             good = f"{last.name} is good" if last else "there is no earlier one"
             raise LambdaGRPOError(
