@@ -16,6 +16,15 @@ from jobs import Jobs
 settings.register_profile(
     "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
+# For `--hypothesis-profile=long`: new groups each time, and no examples of former runs.
+settings.register_profile(
+    "long",
+    deadline=None,
+    max_examples=10_000,
+    database=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
 settings.load_profile("suite")
 
 
