@@ -50,8 +50,9 @@ GIVEN = {
 # Commands that cannot even be parsed here, by how they begin, and why.
 NOT_PARSED = {
     "python -m verl.": "verl's own command line, composed by Hydra from a file of verl's",
-    "accelerate launch": "its options are accelerate's; what it launches is tested by test_trl_processes.py",
-    "torchrun": "its options are torch's; what it launches is tested by test_trl_processes.py",
+    "accelerate launch": "its options and ours: both are parsed by test_processes.py",
+    "CUDA_VISIBLE_DEVICES": "vLLM is not installed; what is launched beside it is parsed by test_processes.py",
+    "torchrun": "its options and ours: both are parsed by test_processes.py",
 }
 
 
