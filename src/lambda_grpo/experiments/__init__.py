@@ -1,0 +1,1 @@
+"""The results that `lambda-grpo reproduce` can run again: name → one line. Imports nothing heavy."""
