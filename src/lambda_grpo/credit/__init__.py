@@ -1,0 +1,49 @@
+"""ProcessTree + rewards → `TokenCredit`: who gets pushed, and how hard.
+
+A credit is a pure function of the tree and the rewards of one group; it sees no log-probs. Each
+token's loss is `weight * loss(logp, advantage)`, KL term included, so a credit changes the gradient of
+token (i, t) by the factor `weight[i, t]` (method: identity 1, weighting is gradient scaling).
+
+All of them side by side, and when to choose which: docs/credits.md. All take what `grpo` takes; their own
+parameters are keywords after `mask`, which configs pass as `credit_kwargs`. To add one, write a function in a
+file of this folder and name it in `registry.CREDITS`.
+"""
+
+from lambda_grpo.credit.base import (
+    Credit,
+    TokenCredit,
+    group_advantage,
+    own_advantages,
+    path_sums,
+    step_means,
+    step_values,
+    token_credit,
+)
+from lambda_grpo.credit.baselines import grpo, process
+from lambda_grpo.credit.lambda_weights import lambda_grpo, lambda_grpo_matched, lambda_grpo_unique
+from lambda_grpo.credit.registry import CREDITS, get_credit
+from lambda_grpo.credit.soft_maximum import optimistic
+from lambda_grpo.credit.subgroups import treepo
+from lambda_grpo.credit.value_changes import tempo, vineppo
+
+__all__ = [
+    "CREDITS",
+    "Credit",
+    "TokenCredit",
+    "get_credit",
+    "group_advantage",
+    "grpo",
+    "lambda_grpo",
+    "lambda_grpo_matched",
+    "lambda_grpo_unique",
+    "optimistic",
+    "own_advantages",
+    "path_sums",
+    "process",
+    "step_means",
+    "step_values",
+    "tempo",
+    "token_credit",
+    "treepo",
+    "vineppo",
+]
