@@ -1,8 +1,8 @@
 """Many GPT-2s of one shape, run side by side: every weight has a first dimension, one entry per model.
 
-A forward pass takes one row of tokens laid out as a tree: each token sees its ancestors and itself, and stands
-at the position of its depth. So what the model says after *every* prefix of a small tree comes out of one
-pass, and costs one token per prefix. The models share no weight; the gradient of a sum of losses is each
+A forward pass takes one row of tokens laid out as a tree: each token sees its ancestors and itself, and
+stands at the position of its depth. So what the model says after *every* prefix of a small tree comes out of
+one pass, and costs one token per prefix. The models share no weight; the gradient of a sum of losses is each
 model's own, and Adam, which works weight by weight, is Adam for each.
 
 Invariant: the log-probs equal those of transformers' `GPT2LMHeadModel` in evaluation mode (no dropout).
@@ -53,9 +53,7 @@ def stack(models: Sequence[GPT2LMHeadModel]) -> Weights:
     }
 
 
-def log_probs(
-    weights: Weights, config: GPT2Config, tree: TokenTree, allowed: Sequence[int]
-) -> torch.Tensor:
+def log_probs(weights: Weights, config: GPT2Config, tree: TokenTree, allowed: Sequence[int]) -> torch.Tensor:
     """Log-probs of the next token after every token of the tree, renormalised over the allowed ones.
 
     Args:
@@ -72,15 +70,16 @@ def log_probs(
     unseen = torch.zeros(tree.sees.shape, dtype=x.dtype).masked_fill(~tree.sees, float("-inf"))
     for layer in range(config.n_layer):
         block = f"h.{layer}"
+        inner = _linear(_norm(x, weights, f"{block}.ln_1"), weights, f"{block}.attn.c_attn")
         q, k, v = (
-            part.unflatten(-1, (config.n_head, -1)).transpose(1, 2)
-            for part in _linear(_norm(x, weights, f"{block}.ln_1"), weights, f"{block}.attn.c_attn").chunk(3, -1)
+            part.reshape(models, len(tree.ids), config.n_head, -1).transpose(1, 2)
+            for part in inner.chunk(3, -1)
         )
         scores = q @ k.transpose(-1, -2) / (q.shape[-1] ** 0.5) + unseen
         mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(models, len(tree.ids), -1)
         x = x + _linear(mixed, weights, f"{block}.attn.c_proj")
-        inner = F.gelu(_linear(_norm(x, weights, f"{block}.ln_2"), weights, f"{block}.mlp.c_fc"), approximate="tanh")
-        x = x + _linear(inner, weights, f"{block}.mlp.c_proj")
+        inner = _linear(_norm(x, weights, f"{block}.ln_2"), weights, f"{block}.mlp.c_fc")
+        x = x + _linear(F.gelu(inner, approximate="tanh"), weights, f"{block}.mlp.c_proj")
     out = weights["wte.weight"][:, list(allowed)]
     return (_norm(x, weights, "ln_f") @ out.transpose(-1, -2)).log_softmax(-1)
 

@@ -45,8 +45,8 @@ class Policies:
 
     weights: Weights
     config: GPT2Config
-    start: int = 0
-    tokens: Sequence[int] = LEFT_RIGHT
+    start: int
+    tokens: Sequence[int]
 
     def log_probs(self, weights: Weights) -> torch.Tensor:
         """(M, 15, 2) of L and R at each inner node."""
@@ -76,7 +76,7 @@ def kl_unweighted(tree: ProcessTree, rewards: NDArray[np.float64]) -> TokenCredi
 
 
 def variants() -> dict[str, Variant]:
-    """All registered credits but `process`, whose gradient is grpo's here (paper, theorem 1; held by a test)."""
+    """All registered credits but `process`, whose gradient is grpo's here (the theorem; held by a test)."""
     return {name: Variant(name, credit) for name, credit in CREDITS.items() if name != "process"}
 
 
@@ -100,7 +100,7 @@ def draw(seeds: Sequence[int], steps: int) -> Draws:
 
 
 def policies(model: str, seeds: Sequence[int]) -> Policies:
-    """`tiny` and `gpt2-small`: random weights per seed. Else a folder or Hub id of a GPT-2, alike for all seeds.
+    """`tiny` and `gpt2-small`: random weights per seed. Else a folder or Hub id of a GPT-2, for all seeds.
 
     Raises:
         InputError: no GPT-2 is there.
@@ -122,8 +122,8 @@ def policies(model: str, seeds: Sequence[int]) -> Policies:
                 f"model {model!r}: expected tiny, gpt2-small, or a folder or Hub id of a GPT-2: {error}"
             ) from error
         made = [loaded] * len(seeds)
-    words = {} if model == "tiny" else {"start": GPT2_START, "tokens": GPT2_LEFT_RIGHT}
-    return Policies(stack(made), made[0].config, **words)
+    start, tokens = (0, LEFT_RIGHT) if model == "tiny" else (GPT2_START, GPT2_LEFT_RIGHT)
+    return Policies(stack(made), made[0].config, start, tokens)
 
 
 def group_credits(
@@ -133,7 +133,7 @@ def group_credits(
     seen = toy_tree.leaves(edges).numpy() ^ targets[:, None]
     rewards = cell.rewards()[seen]
     tokens = (edges % 2).numpy().astype(np.int32).reshape(-1, toy_tree.DEPTH)
-    groups = np.repeat(np.arange(len(targets)), GROUP)
+    groups = np.repeat(np.arange(len(targets)), GROUP).tolist()
     trees = ProcessTree.build_many(list(tokens), groups)
     credits = [variant.credit(tree, r) for tree, r in zip(trees, rewards, strict=True)]
     return TokenBatch.from_credits(trees, credits), seen
@@ -172,7 +172,7 @@ def train(
         edges = toy_tree.walk(at_nodes.detach(), uniforms)
         batch, seen = group_credits(edges, draws.targets, cell, variant)
         np.add.at(counts[step], (models, seen.ravel()), 1)
-        loss_of(at_nodes, edges, batch, variant.beta, start).backward()
+        torch.autograd.backward([loss_of(at_nodes, edges, batch, variant.beta, start)])
         adam.step()
         adam.zero_grad(set_to_none=False)  # keeps the memory: fresh pages cost more than the arithmetic
         if shown and step % 10 == 9:

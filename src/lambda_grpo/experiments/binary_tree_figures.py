@@ -1,0 +1,117 @@
+"""The pictures and tables of binary-tree."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from lambda_grpo import console, runs
+from lambda_grpo.experiments.ranking import BASELINES, Ranked, mean_table, rank_intervals
+
+Rows = Sequence[Mapping[str, Any]]
+CURVE_STEPS = 5  # steps that make one point of a curve
+COLOURS = {"grpo": "black", "lambda_grpo": "#d62728"}  # the others in the order of the colour map
+
+
+def show(title: str, ranked: Sequence[Ranked]) -> None:
+    """Print one ranking."""
+    shown = Table(title, "target frequency", "rank", *(f"minus {name}" for name in BASELINES))
+    for r in ranked:
+        rank = f"{r.rank.low:.0f} to {r.rank.high:.0f}"
+        differences = [format(r.ahead_of[b], "+.3f") if b in r.ahead_of else "–" for b in BASELINES]
+        shown.add_row(r.name, *(escape(cell) for cell in (str(r.mean), rank, *differences)))
+    console.CONSOLE.print(shown)
+
+
+def draw(rows: Rows, folder: Path) -> None:
+    """Draw curves-RATE.png for each learning rate, and ranking.png."""
+    from matplotlib import colormaps
+
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    others = [name for name in names if name not in COLOURS]
+    colours = COLOURS | {name: colormaps["tab20"](2 * i % 20 + i // 10) for i, name in enumerate(others)}
+    for rate in dict.fromkeys(row["learning_rate"] for row in rows):
+        at_rate = [row for row in rows if row["learning_rate"] == rate]
+        _curves(at_rate, colours, folder / f"curves-{rate:g}.png", f"learning rate {rate:g}")
+    _ranking(rows, folder / "ranking.png")
+
+
+def _curves(rows: Rows, colours: Mapping[str, Any], path: Path, title: str) -> None:
+    from matplotlib.figure import Figure
+
+    cells = list(dict.fromkeys((row["mode"], row["cell"]) for row in rows))
+    columns = min(4, len(cells))
+    figure = Figure(figsize=(3.6 * columns, 2.9 * -(-len(cells) // columns) + 1), layout="constrained")
+    panels = figure.subplots(-(-len(cells) // columns), columns, sharex=True, sharey=True, squeeze=False)
+    for axes in panels.flat[len(cells) :]:
+        axes.set_visible(False)
+    for axes, (mode, cell) in zip(panels.flat, cells, strict=False):
+        for row in (row for row in rows if row["cell"] == cell):
+            _curve(axes, row, colours[row["variant"]])
+        axes.set_title(f"{cell}\n({mode})", loc="left", fontsize=9)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylim(0, 1)
+    for axes in panels[-1]:
+        axes.set_xlabel("step")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("frequency of the target")
+    lines, labels = panels.flat[0].get_legend_handles_labels()
+    figure.suptitle(f"{title}; mean over seeds, bands: 95% bootstrap intervals", x=0.01, ha="left")
+    figure.legend(lines, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
+    with runs.written_whole(path) as aside:
+        figure.savefig(aside, format="png", dpi=100)
+
+
+def _curve(axes: Any, row: Mapping[str, Any], colour: Any) -> None:
+    curve = row["curve"]
+    steps = [CURVE_STEPS * (point + 0.5) for point in range(len(curve["mean"]))]
+    front = 3 if row["variant"] in BASELINES else 2
+    axes.plot(steps, curve["mean"], color=colour, linewidth=1.8, label=row["variant"], zorder=front)
+    axes.fill_between(steps, curve["low"], curve["high"], color=colour, alpha=0.1, linewidth=0)
+
+
+def _ranking(rows: Rows, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    rates = list(dict.fromkeys(row["learning_rate"] for row in rows))
+    order = _order(rows)
+    figure = Figure(figsize=(5.5 * len(modes), 1.8 + 0.45 * len(order)), layout="constrained")
+    panels = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
+    for axes, mode in zip(panels, modes, strict=True):
+        for i, rate in enumerate(rates):
+            _estimates(axes, [r for r in rows if (r["mode"], r["learning_rate"]) == (mode, rate)], order, i)
+        axes.set_title(mode, loc="left", fontsize=11)
+        axes.set_xlabel("frequency of the target, mean over cells")
+        axes.set_xlim(0, 1)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(order)), order)
+    panels[0].invert_yaxis()
+    figure.suptitle("95% bootstrap intervals over seeds, by learning rate", x=0.01, ha="left")
+    handles = [panels[0].plot([], [], "o", color=f"C{i}")[0] for i in range(len(rates))]
+    figure.legend(
+        handles, [f"{rate:g}" for rate in rates], loc="outside lower center", ncols=4, frameon=False
+    )
+    with runs.written_whole(path) as aside:
+        figure.savefig(aside, format="png", dpi=100)
+
+
+def _order(rows: Rows) -> list[str]:
+    """Variants by their mean over everything, best first; those without every rate, the controls, last."""
+    rates = {row["learning_rate"] for row in rows}
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    mean = {r.name: r.mean.mean for r in rank_intervals(mean_table(rows))}
+    seen = {name: {r["learning_rate"] for r in rows if r["variant"] == name} for name in names}
+    return sorted(names, key=lambda name: (seen[name] != rates, -mean[name]))
+
+
+def _estimates(axes: Any, rows: Rows, order: Sequence[str], i: int) -> None:
+    """One learning rate's points with their intervals."""
+    for r in rank_intervals(mean_table(rows)):
+        y = order.index(r.name) + 0.2 * (i - 1)
+        spread = [[r.mean.mean - r.mean.low], [r.mean.high - r.mean.mean]]
+        axes.errorbar(r.mean.mean, y, xerr=spread, color=f"C{i}", marker="o", markersize=4, linewidth=1.5)
