@@ -6,84 +6,45 @@ Five ways over the same completions, taken in turns; medians, and the most memor
     kept        plain rows, `logits_to_keep` (`logps.completion_logps`)
     plain       plain rows with the chunked head that packed rows have: what is left is due to sharing alone
     prompt      one packed row that shares the prompt only, as PrefixGrouper and Unsloth do
-    tree        one packed row that shares every common prefix
+    tree        one packed row that shares every common prefix: what the trainer runs, packing included
 
-`work` is the plain rows' linear, attention and head work over the tree's, `gain` what `predicted_gain` says.
-Completions branch off earlier ones at random places, deeper or shallower until raw ÷ unique tokens is as asked. A
-Qwen2-like model of random weights, float32.
+`work` is the plain rows' linear, attention and head work over the tree's, `gain` what `predicted_gain` says over
+TRL, and `auto` the time of the way that `tree_packing: auto` would choose by it, over the better of TRL and tree.
+Completions are made (`packing_groups.py`), those of the demo's policy excepted. A Qwen2-like model of random
+weights, float32; for the demo's completions also the demo's own policy.
 
-    python benchmarks/packing.py [--groups 8 16 64]
+    python benchmarks/packing.py [--groups 8 16 64] [--json FILE] [--plot FILE]
 """
 
 import argparse
 import ctypes
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
+from packing_groups import SHAPES, VOCABULARY, Rows, demo_rows, make_rows, prompt_only
 from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging as transformers_logging
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from lambda_grpo import ProcessTree
+from lambda_grpo import ProcessTree, policy
 from lambda_grpo.lm_head import Logits, chunk_rows, token_scores
 from lambda_grpo.logps import completion_logps
-from lambda_grpo.packing import pack, tree_logps
-from lambda_grpo.packing_cost import predicted_gain, row_work, tree_work
+from lambda_grpo.packed_rows import pack_rows
+from lambda_grpo.packing import join, pack, tree_logps
+from lambda_grpo.packing_cost import WORTHWHILE, predicted_gain, row_work, tree_work
 
-VOCABULARY = 8_000
-RATIOS = (1.5, 2, 4, 8)
+RATIOS = (1, 1.5, 2, 4, 8, 16)
 
 Way = Callable[[], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A kind of group: tokens of the prompt and of the longest completion."""
-
-    name: str
-    prompt: int
-    completion: int
-
-
-SHAPES = (Shape("short prompt, deep sharing", 32, 224), Shape("long prompt", 384, 128))
-
-
-def make_group(
-    shape: Shape, size: int, ratio: float, seed: int = 0
-) -> tuple[list[int], list[np.ndarray]] | None:
-    """A prompt and completions of 3/4 to all of the shape's length, or None if no sharing gives the ratio."""
-    rng = np.random.default_rng(seed)
-    prompt = rng.integers(1, VOCABULARY, shape.prompt).tolist()
-    lengths = rng.integers(3 * shape.completion // 4, shape.completion + 1, size)
-    own = [rng.integers(1, VOCABULARY, n) for n in lengths]
-    trunks = [int(rng.integers(i)) if i else 0 for i in range(size)]
-    places = rng.uniform(0.5, 1, size)
-
-    def completions(depth: float) -> list[np.ndarray]:
-        rows = [row.copy() for row in own]
-        for i in range(1, size):
-            trunk = rows[trunks[i]]
-            cut = int(min(depth * places[i], 0.97) * min(len(trunk), len(rows[i])))
-            rows[i][:cut] = trunk[:cut]
-        return rows
-
-    def reached(depth: float) -> float:
-        packed = pack(prompt, ProcessTree.build(completions(depth)))
-        return packed.raw_tokens / packed.num_tokens
-
-    low, high = 0.0, 2.0
-    if not reached(low) <= ratio * 1.02 or not reached(high) >= ratio * 0.98:
-        return None
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if reached(middle) < ratio else (low, middle)
-    return prompt, completions(high)
 
 
 def make_model(width: int, layers: int) -> Qwen2ForCausalLM:
@@ -96,23 +57,9 @@ def make_model(width: int, layers: int) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config).eval()
 
 
-def padded(prompt: list[int], completions: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask of plain rows: one prompt, so that padding is on the right only."""
-    width = max(map(len, completions))
-    ids = torch.zeros(len(completions), len(prompt) + width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(completions):
-        stop = len(prompt) + len(row)
-        ids[i, :stop], mask[i, :stop] = torch.tensor([*prompt, *row]), 1
-    return ids, mask
-
-
-def ways(
-    model: Qwen2ForCausalLM, plain: Qwen2ForCausalLM, prompt: list[int], rows: list[np.ndarray]
-) -> dict[str, Way]:
-    """Each gives (G, T) log-probs; `plain` shares the weights of `model` and keeps stock attention."""
-    ids, mask = padded(prompt, rows)
-    keep = ids.shape[1] - len(prompt)
+def ways(model: Any, plain: Any, rows: Rows) -> dict[str, Way]:
+    """Each gives (R, T) log-probs; `plain` shares the weights of `model` and keeps stock attention."""
+    ids, mask, keep = rows.padded()
     trainer = SimpleNamespace(accelerator=SimpleNamespace(autocast=nullcontext))
     score = GRPOTrainer._get_per_token_logps_and_entropies.__wrapped__  # without its profiler
 
@@ -120,20 +67,23 @@ def ways(
         return score(trainer, plain, ids, mask, keep)[0]
 
     def kept() -> torch.Tensor:
-        return completion_logps(plain, [prompt] * len(rows), rows)
+        return completion_logps(plain, rows.prompts, rows.completions)
 
     def same_head() -> torch.Tensor:
         hidden = plain.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        real = mask[:, len(prompt) :].bool()
-        chosen, targets = hidden[:, len(prompt) - 1 : -1][real], ids[:, len(prompt) :][real]
-        logps, _ = token_scores(plain.lm_head, chosen, targets, Logits(), chunk_rows(VOCABULARY))
+        real = mask[:, -keep:].bool()
+        chosen, targets = hidden[:, -keep - 1 : -1][real], ids[:, -keep:][real]
+        logps, _ = token_scores(plain.lm_head, chosen, targets, Logits(), chunk_rows(plain.config.vocab_size))
         return torch.zeros(real.shape).masked_scatter(real, logps)
 
-    prompt_only = pack(prompt, ProcessTree.build(rows, contexts=range(len(rows))))
-    tree = pack(prompt, ProcessTree.build(rows))
+    groups = [
+        pack(prompt, ProcessTree.build(completions, contexts=range(len(completions))))
+        for prompt, completions in prompt_only(rows)
+    ]
     return {
         "TRL": trl, "kept": kept, "plain": same_head,
-        "prompt": lambda: tree_logps(model, prompt_only), "tree": lambda: tree_logps(model, tree),
+        "prompt": lambda: tree_logps(model, join(groups)),
+        "tree": lambda: tree_logps(model, pack_rows(ids, mask, keep)),
     }  # fmt: skip
 
 
@@ -162,32 +112,83 @@ def extra_memory(model: torch.nn.Module, way: Way) -> float:
     return (resident("VmHWM") - before) / 1024
 
 
-def compare(
-    model: Qwen2ForCausalLM, plain: Qwen2ForCausalLM, shape: Shape, size: int, ratio: float, turns: int
-) -> None:
-    group = make_group(shape, size, ratio)
-    if group is None:
-        print(f"{shape.name:<28} {size:>3} {ratio:>5}   cannot be reached")
-        return
-    both = ways(model, plain, *group)
-    memory = {name: extra_memory(plain, way) for name, way in both.items()}  # the first run warms up, too
-    times: dict[str, list[float]] = {name: [] for name in both}
+def compare(model: Any, plain: Any, name: str, rows: Rows, turns: int) -> dict[str, Any]:
+    """One row of the table, printed and returned."""
+    both = ways(model, plain, rows)
+    memory = {way: extra_memory(plain, run) for way, run in both.items()}  # the first run warms up, too
+    times: dict[str, list[float]] = {way: [] for way in both}
     for _ in range(turns):
-        for name, way in both.items():
-            times[name].append(update(plain, way))
-    seconds = {name: statistics.median(values) for name, values in times.items()}
-    packed = pack(group[0], ProcessTree.build(group[1]))
-    gain = predicted_gain(packed, model.config)
+        for way, run in both.items():
+            times[way].append(update(plain, run))
+    seconds = {way: statistics.median(values) for way, values in times.items()}
+    ids, mask, keep = rows.padded()
+    packed = pack_rows(ids, mask, keep)
+    gain = predicted_gain(packed, model.config, projected=ids.numel())
     work = row_work(packed, model.config).flops / tree_work(packed, model.config).flops
+    auto = min(seconds["TRL"], seconds["tree"]) / seconds["tree" if gain >= WORTHWHILE else "TRL"]
+    ratio = packed.raw_tokens / packed.num_tokens
     print(
-        f"{shape.name:<28} {size:>3} {packed.raw_tokens:>7,} {packed.raw_tokens / packed.num_tokens:>5.2f}"
-        + "".join(f" {1e3 * seconds[name]:>7.0f}" for name in both)
+        f"{name:<28} {len(rows.prompts):>3} {packed.raw_tokens:>7,} {ratio:>5.2f}"
+        + "".join(f" {1e3 * seconds[way]:>7.0f}" for way in both)
         + "  "
-        + "".join(f" {seconds[name] / seconds['tree']:>6.2f}×" for name in list(both)[:-1])
-        + f"  {work:>5.2f}× {gain:>5.2f}×  "
-        + "".join(f" {memory[name]:>6.0f}" for name in both),
+        + "".join(f" {seconds[way] / seconds['tree']:>6.2f}×" for way in list(both)[:-1])
+        + f"  {work:>5.2f}× {gain:>5.2f}× {auto:>5.2f}  "
+        + "".join(f" {memory[way]:>6.0f}" for way in both),
         flush=True,
     )
+    return {
+        "name": name, "rows": len(rows.prompts), "raw": packed.raw_tokens, "ratio": ratio, "seconds": seconds,
+        "megabytes": memory, "work": work, "gain": gain, "auto": auto,
+    }  # fmt: skip
+
+
+def all_cases(groups: list[int], ratios: list[float]) -> Iterator[tuple[str, Rows]]:
+    for shape in SHAPES:
+        for size in groups:
+            for ratio in ratios:
+                rows = make_rows(shape, size, ratio)
+                if rows is not None:
+                    yield shape.name, rows
+
+
+def shared(width: int, layers: int) -> tuple[Any, Any]:
+    """A model, and the same weights in another with stock attention and TRL's head."""
+    model, plain = make_model(width, layers), make_model(width, layers)
+    share_weights(model, plain)
+    return model, plain
+
+
+def share_weights(model: Any, plain: Any) -> None:
+    for ours, theirs in zip(model.modules(), plain.modules(), strict=True):
+        for name, parameter in theirs.named_parameters(recurse=False):
+            setattr(ours, name, parameter)
+    add_fused_lm_head(plain, outputs=("log_probs", "entropy"))
+
+
+def plot(table: list[dict[str, Any]], path: str) -> None:
+    """Speed-up over TRL and over the best plain step, against the ratio."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for ax, title in zip(axes, ("over TRL's own step", "over the best plain step"), strict=True):
+        for name in dict.fromkeys(row["name"] for row in table):
+            rows = [row for row in table if row["name"] == name]
+            baselines = ("TRL",) if ax is axes[0] else ("TRL", "kept", "plain")
+            faster = [min(r["seconds"][b] for b in baselines) / r["seconds"]["tree"] for r in rows]
+            ax.plot([r["ratio"] for r in rows], faster, "o", alpha=0.8, label=name)
+        ax.plot([1, 16], [1, 16], color="grey", linewidth=1, label="as many times as tokens repeat")
+        ax.set(xscale="log", yscale="log", xlabel="raw ÷ unique tokens", title=title)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(matplotlib.ticker.FixedLocator([1, 2, 4, 8, 16, 32]))
+            axis.set_major_formatter(lambda value, _: f"{value:g}×")
+            axis.set_minor_locator(matplotlib.ticker.NullLocator())
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("update phase, times faster")
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=130)
 
 
 def construction() -> None:
@@ -216,22 +217,29 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--json", help="write the table here")
+    parser.add_argument("--plot", help="draw it here")
     args = parser.parse_args()
+    transformers_logging.disable_progress_bar()
     construction()
-    model, plain = make_model(args.width, args.layers), make_model(args.width, args.layers)
-    for ours, theirs in zip(model.modules(), plain.modules(), strict=True):
-        for name, parameter in theirs.named_parameters(recurse=False):
-            setattr(ours, name, parameter)
-    add_fused_lm_head(plain, outputs=("log_probs", "entropy"))
     print(
         f"{torch.get_num_threads()} threads, {args.layers} × {args.width}, V = {VOCABULARY}; ms, speed-up of the tree, MB\n"
-        "shape                          G     raw ratio     TRL    kept   plain  prompt    tree     TRL    kept   plain  prompt "
-        "  work   gain  memory: TRL, kept, plain, prompt, tree"
+        "completions                 rows     raw ratio     TRL    kept   plain  prompt    tree     TRL    kept   plain  prompt "
+        "  work   gain  auto  memory: TRL, kept, plain, prompt, tree"
     )
-    for shape in SHAPES:
-        for size in args.groups:
-            for ratio in args.ratios:
-                compare(model, plain, shape, size, ratio, args.turns)
+    model, plain = shared(args.width, args.layers)
+    table = [
+        compare(model, plain, name, rows, args.turns) for name, rows in all_cases(args.groups, args.ratios)
+    ]
+    demo = demo_rows()
+    table.append(compare(model, plain, "the demo's completions", demo, args.turns))
+    model, plain = (policy.load_policy(str(policy.embedded_policy()))[0].eval() for _ in range(2))
+    share_weights(model, plain)
+    table.append(compare(model, plain, "the demo, its own policy", demo, args.turns))
+    if args.json:
+        Path(args.json).write_text(json.dumps(table, indent=1) + "\n")
+    if args.plot:
+        plot(table, args.plot)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,14 @@ CONFIG = SimpleNamespace(
 
 
 def test_by_hand() -> None:
-    packed = pack([1, 2], ProcessTree.build([[3, 4, 5], [3, 4]]))  # five unique tokens; rows of 5 and 4
+    packed = pack(
+        [1, 2], ProcessTree.build([[3, 4, 5], [3, 4]])
+    )  # four of five unique tokens run; rows of 5 and 4
     tree, rows = tree_work(packed, CONFIG), row_work(packed, CONFIG)
-    assert (tree.linear, rows.linear) == (6 * 2 * 576 * 5, 6 * 2 * 576 * 10)
-    assert (tree.attention, rows.attention) == (28 * 8 * 2 * 15, 28 * 8 * 2 * 50)  # 5·6/2; two padded squares
+    assert (tree.linear, rows.linear) == (6 * 2 * 576 * 4, 6 * 2 * 576 * 10)
+    assert (tree.attention, rows.attention) == (28 * 8 * 2 * 10, 28 * 8 * 2 * 50)  # 4·5/2; two padded squares
     assert (tree.head, rows.head) == (pytest.approx(10.8 * 80 * 3), pytest.approx(10.8 * 80 * 5))
-    assert (tree.other, rows.other) == (1200 * 2 * 8 * 5, 1200 * 2 * 8 * 10)
+    assert (tree.other, rows.other) == (1200 * 2 * 8 * 4, 1200 * 2 * 8 * 10)
     assert tree.pieces == rows.pieces == 2  # one chain in each of two layers
     assert row_work(packed, CONFIG, projected=10).head == pytest.approx(10.8 * 80 * 10)
     assert rows.seconds(1e9) == pytest.approx((rows.flops + rows.other) / 1e9 + 2 * 160e-6)
@@ -52,5 +54,5 @@ def test_real_configs(family: str) -> None:
     if family in ("gpt2", "llama"):
         named = [(name, p) for name, p in model.named_parameters() if p.ndim == 2]
         weights = sum(p.numel() for name, p in named if "layers." in name or ".h." in name)
-        assert work.linear == 6 * weights * 10
+        assert work.linear == 6 * weights * 8
     assert 0 < work.seconds(1e11) < row_work(join(groups), model.config).seconds(1e11) * 10

@@ -2,6 +2,7 @@
 
 import zlib
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from literal_credits import literal, plain
 from oracle import spliced_compute_loss
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from lambda_grpo import InputError, ProcessTree
+from lambda_grpo.credit import CREDITS
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
 from lambda_grpo.policy import character_tokenizer
 from lambda_grpo.reference import ReferenceGroup
@@ -66,6 +69,8 @@ def make_trainer(
         "max_completion_length": 5, "temperature": 0.5, "learning_rate": 1e-2, "gradient_checkpointing": False, "max_steps": 3,
         "logging_steps": 1, "use_bias_correction_kl": False, "epsilon": 0.02, "shuffle_dataset": False,
     }  # fmt: skip
+    if config is LambdaGRPOConfig:
+        defaults["tree_packing"] = "off"  # on: tests/test_trl_packing.py
     model = qwen2() if model is None else model
     model.save_pretrained(folder / "start")  # TRL loads the reference from where the policy came from
     given = {
@@ -176,13 +181,17 @@ def test_equals_the_spliced_oracle(
             assert_close(got, plain, 1e-3)
 
 
-def test_equals_the_spliced_oracle_in_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def plain_logps(self: Any, model: Any, ids: Any, mask: Any, keep: int, *_: Any, **__: Any) -> Any:
-        """As TRL's, without its fused head, which computes in float32."""
-        scores = (model(input_ids=ids, attention_mask=mask).logits[:, -keep - 1 : -1]).log_softmax(-1)
-        logps = scores.gather(-1, ids[:, -keep:, None])[..., 0]
-        return logps, -(scores.exp() * scores).sum(-1).detach(), None
+def plain_logps(self: Any, model: Any, ids: Any, mask: Any, keep: int, *_: Any, **__: Any) -> Any:
+    """As TRL's, without its fused head, which computes in float32, and with positions that do not count the
+    padding on the left, which TRL leaves out (GPT-2's learned positions tell the difference)."""
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -keep - 1 : -1]
+    scores = (logits / self.temperature).log_softmax(-1)
+    logps = scores.gather(-1, ids[:, -keep:, None])[..., 0]
+    return logps, -(scores.exp() * scores).sum(-1).detach(), None
 
+
+def test_equals_the_spliced_oracle_in_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", plain_logps)
     trainer = make_trainer(tmp_path, model=gpt2_float64(), beta=0.3, num_iterations=2)
     (batch,) = micro_batches(trainer)
@@ -234,6 +243,31 @@ def test_process_credit_has_grpos_gradient_unclipped(tmp_path: Path) -> None:
     assert not torch.allclose(batch["advantages"], grpo[:, None] * batch["credit_weights"], atol=0.1)
     expected = GRPOTrainer._compute_loss(trainer, trainer.model, {**batch, "advantages": grpo})
     assert_close(got, gradients(trainer, expected), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["lambda_grpo_matched", "optimistic", "tempo", "treepo", "vineppo"])
+def test_other_credits_equal_the_spliced_oracle(tmp_path: Path, name: str) -> None:
+    """Advantages and weights of the literal definitions in TRL's own loss, off-policy."""
+    trainer = make_trainer(tmp_path, num_iterations=2, epsilon=0.2, loss_type="bnpo", credit=name)
+    (batch,) = micro_batches(trainer)
+    got = gradients(trainer, trainer._compute_loss(trainer.model, batch))
+    compute_loss = spliced_compute_loss("term")
+
+    def expected(definition: str) -> torch.Tensor:
+        advantages, weights = torch.zeros((2, *batch["completion_ids"].shape))
+        texts = trainer.processing_class.batch_decode(batch["completion_ids"], skip_special_tokens=True)
+        prompts = trainer.processing_class.batch_decode(batch["prompt_ids"])
+        for prompt in set(prompts):
+            rows = [i for i, other in enumerate(prompts) if other == prompt]
+            case = plain([completions_of(batch)[i] for i in rows], reward([texts[i] for i in rows]))
+            for values, part in zip((advantages, weights), literal(definition, case), strict=True):
+                values[rows, : part.shape[1]] = torch.tensor(part, dtype=torch.float32)
+        exact = {**batch, "advantages": advantages, "credit_weights": weights}
+        return gradients(trainer, compute_loss(trainer, trainer.model, exact))
+
+    assert_close(got, expected(name), 1e-5)
+    with pytest.raises(AssertionError):  # the planted fault: another credit
+        assert_close(got, expected("lambda_grpo"), 1e-2)
 
 
 def _own_advantages(batch: dict[str, Any], trainer: Any) -> np.ndarray:
@@ -309,9 +343,10 @@ def test_bad_settings(tmp_path: Path) -> None:
         LambdaGRPOConfig(**settings, num_generations=4, credit="lamda_grpo")
     with pytest.raises(InputError, match="takes no parameters, got credit_kwargs 'tau'"):
         LambdaGRPOConfig(**settings, num_generations=4, credit_kwargs={"tau": 1})
-    with pytest.raises(InputError, match="set importance_sampling_level='token', or choose credit"):
-        LambdaGRPOConfig(
-            **settings, num_generations=4, credit="process", importance_sampling_level="sequence"
-        )
+    for name in CREDITS:
+        varying = {"process", "optimistic", "tempo", "vineppo"}  # inside a completion
+        message = f"'{name}' gives each .* set importance_sampling_level='token', or choose credit"
+        with pytest.raises(InputError, match=message) if name in varying else nullcontext():
+            LambdaGRPOConfig(**settings, num_generations=4, credit=name, importance_sampling_level="sequence")
     with pytest.raises(InputError, match="args: expected a LambdaGRPOConfig, got GRPOConfig"):
         LambdaGRPOTrainer(qwen2(), reward, GRPOConfig(**settings, num_generations=4))

@@ -19,7 +19,9 @@ _TRAIN_SETTINGS = """\
 settings:
   --model MODEL       local folder, Hub id, or `embedded` (the default)
   --task TASK         name of the task (thinking-sums); `lambda-grpo tasks` lists them
-  --credit CREDIT     lambda_grpo (the default), grpo or process
+  --credit CREDIT     lambda_grpo (the default), lambda_grpo_matched, lambda_grpo_unique, grpo, process,
+                      optimistic, tempo, treepo, vineppo, or a function of yours: my_module:my_credit
+  --credit_kwargs KW  the credit's own parameters as JSON, such as '{"tau": 0.3}' for optimistic
   --output_dir DIR    run folder (runs/TASK-CREDIT-TIME)
   --compare A,B       train with each of these credits from the same start, and show them side by side
   --validate_every N  validate on held-out problems every N steps and keep the best checkpoint

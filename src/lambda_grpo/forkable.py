@@ -32,7 +32,8 @@ def check_forkable(model: Any, ids: torch.Tensor, position: torch.Tensor) -> Non
 
     Args:
         model: a transformers model, unwrapped.
-        ids, position: (N,) of the packed tree.
+        ids: integers, every token id that is run or predicted.
+        position: (N,) of the packed tree.
 
     Raises:
         InputError: naming the layer, configuration or token at fault, and what to do.
@@ -74,13 +75,11 @@ def _check_layers(model: Any) -> None:
 def _check_tokens(model: Any, ids: torch.Tensor, position: torch.Tensor) -> None:
     vocabulary = model.get_input_embeddings().num_embeddings
     if int(ids.max()) >= vocabulary:
-        at = int(ids.argmax())
-        raise InputError(f"packed token #{at}: id {int(ids[at])} is beyond the vocabulary of {vocabulary}")
+        raise InputError(f"token id {int(ids.max())} is beyond the model's vocabulary of {vocabulary}")
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES:
             limit = getattr(model.config, "max_position_embeddings", module.num_embeddings)
             if int(position.max()) >= limit:
                 raise InputError(
-                    f"prompt and completion have {int(position.max()) + 1} tokens, "
-                    f"{name} knows {limit} positions"
+                    f"prompt and completion need {int(position.max()) + 1} positions, {name} knows {limit}"
                 )

@@ -12,12 +12,11 @@ summed over the completions that share it. See `gradient_weight`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lambda_grpo.credit import step_means
+from lambda_grpo.credit import path_sums, step_means
 from lambda_grpo.tree import ProcessTree
 
 Float64 = NDArray[np.float64]
@@ -151,15 +150,15 @@ def tokens_pushed_down(tree: ProcessTree, advantages: Float64) -> NDArray[np.int
     because worse completions share it. λ-GRPO pushes the same tokens down, but less (`downward_share`).
     """
     down = gradient_weight(tree, advantages) < 0
-    return _along_path(tree, down * (tree.end - tree.start))
+    return path_sums(tree, down * (tree.end - tree.start))
 
 
 def downward_share(tree: ProcessTree, advantages: Float64, step_weights: ArrayLike = 1.0) -> Float64:
     """(G,): of the |gradient weight| on a completion's tokens, the share that pushes down; nan where
     none of them is pushed at all."""
     pushed = gradient_weight(tree, advantages, step_weights) * (tree.end - tree.start)
-    down = _along_path(tree, np.maximum(-pushed, 0))
-    total = _along_path(tree, np.abs(pushed))
+    down = path_sums(tree, np.maximum(-pushed, 0))
+    total = path_sums(tree, np.abs(pushed))
     share = np.clip(down / np.where(total > _ZERO, total, 1), 0, 1)
     return np.where(total > _ZERO, share, np.nan)
 
@@ -197,13 +196,3 @@ def effective_terms(tree: ProcessTree, advantages: Float64, step_weights: ArrayL
     g, tokens = gradient_weight(tree, advantages, step_weights), tree.end - tree.start
     squares = float((tokens * g**2).sum())
     return float((tokens * np.abs(g)).sum()) ** 2 / squares if squares > 0 else float("nan")
-
-
-def _along_path(tree: ProcessTree, values: NDArray[Any]) -> NDArray[Any]:
-    """Sum one value per node over each completion's path from the root: (N,) → (G,)."""
-    change = np.zeros(tree.num_completions + 1, np.asarray(values).dtype)
-    np.add.at(change, tree.first, values)
-    np.subtract.at(change, tree.first + tree.size, values)
-    sums = np.empty(tree.num_completions, change.dtype)
-    sums[tree.order] = np.cumsum(change[:-1])
-    return sums

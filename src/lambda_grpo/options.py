@@ -6,6 +6,7 @@ recipe or flags set them.
 
 import copy
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,12 +61,17 @@ class Settings:
         return [name.strip() for name in self.options.compare.split(",")]
 
     def for_credit(self, credit: str) -> "Settings":
-        """One run of a comparison, in a sub-folder; of `credit_kwargs` the credit gets those it takes."""
+        """One run of a comparison, in a sub-folder; of `credit_kwargs` the credit gets those it takes.
+
+        Raises:
+            InputError: as `LambdaGRPOConfig`, of the credit.
+        """
         config = copy.copy(self.config)  # dataclasses.replace would derive again what is derived already
         config.credit = credit
-        config.output_dir = str(Path(config.output_dir) / credit)
+        config.output_dir = str(Path(config.output_dir) / folder_name(credit))
         given: Any = config.credit_kwargs or {}
         config.credit_kwargs = {key: given[key] for key in given if _takes(credit, key)}
+        config.check_credit()
         changed = {"credit": credit, "output_dir": config.output_dir}
         if given:
             changed |= {"credit_kwargs": config.credit_kwargs}
@@ -151,6 +157,13 @@ def check_credits(settings: Settings) -> None:
     for key in given:
         if not any(_takes(name, key) for name in names):
             raise InputError(f"credit_kwargs: none of {', '.join(names)} takes a parameter {key!r}")
+    for name in names:
+        settings.for_credit(name)
+
+
+def folder_name(name: str) -> str:
+    """The name of a credit as part of a path: `my_file.py:mine` becomes `my_file-py-mine`."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", name)
 
 
 def _takes(credit: str, parameter: str) -> bool:

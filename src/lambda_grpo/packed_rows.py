@@ -1,7 +1,8 @@
 """A trainer's padded rows → one packed row; this is where an engine plugs tree packing in.
 
-Sharing is found by token ids alone, which is always exact: rows may be shuffled, and a group that is split
-over batches only shares less. R is the number of rows, L their padded length.
+Sharing is found by token ids alone, which is always exact: rows may be shuffled, a group that is split over
+batches only shares less, and prompts that begin alike share their beginning. R is the number of rows, L
+their padded length.
 """
 
 from dataclasses import replace
@@ -13,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lambda_grpo.errors import InputError
-from lambda_grpo.packing import PackedTree, join, pack
+from lambda_grpo.packing import PackedTree, pack_whole
 from lambda_grpo.tree import ProcessTree
 
 
 def pack_rows(ids: Tensor, mask: Tensor, width: int) -> PackedTree:
-    """Pack a trainer's padded rows: those with equal prompts share the prompt and all common prefixes.
+    """Pack a trainer's padded rows, which share every prefix they have in common, prompts included.
 
     Rows may come in any order: those of one group need not be neighbours.
 
@@ -36,26 +37,16 @@ def pack_rows(ids: Tensor, mask: Tensor, width: int) -> PackedTree:
     >>> rows = torch.tensor([[0, 1, 5, 6], [2, 3, 5, 0], [0, 1, 5, 7]])
     >>> packed = pack_rows(rows, rows > 0, 2)
     >>> packed.ids.tolist(), packed.index.tolist()
-    ([1, 5, 6, 7, 2, 3, 5], [[0, 1], [3, -1], [0, 2]])
+    ([1, 5, 2, 3], [[0, 1], [3, -1], [0, 2]])
     """
-    prompts, completions = _unpad(ids, mask, width)
-    numbers: dict[bytes, int] = {}
-    group = np.array([numbers.setdefault(prompt.tobytes(), len(numbers)) for prompt in prompts])
-    trees = ProcessTree.build_many(completions, group.tolist())
-    firsts = np.unique(group, return_index=True)[1]
-    packed = join([pack(prompts[row], tree) for row, tree in zip(firsts, trees, strict=True)])
-    place = torch.from_numpy(np.argsort(np.argsort(group, kind="stable"), kind="stable"))
+    rows, prompt_lengths = _unpad(ids, mask, width)
+    packed = pack_whole(ProcessTree.build(rows), prompt_lengths)
     index = torch.nn.functional.pad(packed.index, (0, width - packed.index.shape[1]), value=-1)
-    return replace(
-        packed,
-        index=index[place],
-        prompt_lengths=packed.prompt_lengths[place],
-        lengths=packed.lengths[place],
-    )
+    return replace(packed, index=index)
 
 
-def _unpad(ids: Tensor, mask: Tensor, width: int) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
-    """Prompts and completions of padded rows."""
+def _unpad(ids: Tensor, mask: Tensor, width: int) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
+    """Each row's own tokens, and how many of them are its prompt's."""
     if ids.ndim != 2 or mask.shape != ids.shape or not 0 <= width < ids.shape[1]:
         raise InputError(
             f"expected ids and mask of one shape (R, L) and width below L, got {tuple(ids.shape)}, "
@@ -68,5 +59,7 @@ def _unpad(ids: Tensor, mask: Tensor, width: int) -> tuple[list[NDArray[Any]], l
     holes = (real != ((place >= begin[:, None]) & (place < stop[:, None]))).any(axis=1)
     if holes.any():
         raise InputError(f"mask: row #{int(holes.argmax())} has padding between its tokens; pad outside only")
-    prompts = [row[a:cut] for row, a in zip(rows, begin, strict=True)]
-    return prompts, [row[cut:b] for row, b in zip(rows, np.maximum(stop, cut), strict=True)]
+    if (begin >= cut).any() or not real.any(axis=1).all():
+        row = int(((begin >= cut) | ~real.any(axis=1)).argmax())
+        raise InputError(f"mask: row #{row} has no prompt, and something must predict its first token")
+    return [row[a:b] for row, a, b in zip(rows, begin, stop, strict=True)], cut - begin

@@ -3,7 +3,8 @@
 Tokens with the same prompt and prefix before them have the same log-prob (method, §2.3), so the model need
 run over each only once. A packed row holds, per group, the prompt and then the tree's tokens, depth first; a
 token's position is its distance from the prompt's first token, and token q may see token k iff
-k ≤ q < subtree_end[k]. Groups in one row do not see each other.
+k ≤ q < subtree_end[k]. Groups in one row do not see each other. Tokens after which nothing is predicted, the
+last ones of completions, are left out.
 
 Invariant: `tree_logps` equals the log-probs of each completion in a row of its own, in value and gradient.
 Any loss of all completions' log-probs stays exact, sequence-level ratios included, for autograd sums the
@@ -14,7 +15,7 @@ R is the number of completions (of all groups), N of packed tokens, M of predict
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -92,18 +93,50 @@ def pack(prompt_ids: ArrayLike, tree: ProcessTree, mask: ArrayLike | None = None
         mask: (G, T) true at tokens whose log-prob is wanted, as for credits. None: all.
 
     Returns:
-        M counts each wanted token once.
+        M counts each wanted token once. Tokens that predict none, the last ones of completions, are left out.
 
     Raises:
         InputError: an empty prompt, negative ids (padding), a mask of another shape.
 
     >>> packed = pack([1, 2], ProcessTree.build([[5, 6, 7], [5, 8]]))
     >>> packed.ids.tolist(), packed.position.tolist(), packed.subtree_end.tolist()
-    ([1, 2, 5, 6, 7, 8], [0, 1, 2, 3, 4, 3], [6, 6, 6, 5, 5, 6])
+    ([1, 2, 5, 6], [0, 1, 2, 3], [4, 4, 4, 4])
     >>> packed.predictor.tolist(), packed.index.tolist()
     ([1, 2, 3, 2], [[0, 1, 2], [0, 3, -1]])
     """
     prompt = _prompt(prompt_ids)
+    return _lay_out(prompt, tree, tree.policy_tokens(mask), np.full(tree.num_completions, len(prompt)))
+
+
+def pack_whole(tree: ProcessTree, prompt_lengths: NDArray[np.integer]) -> PackedTree:
+    """Lay out a tree of whole rows: prompt and completion as one sequence each.
+
+    Prompts share what they have in common too, a system prompt say, so this finds more to share than `join`.
+
+    Args:
+        tree: of rows of any number of groups.
+        prompt_lengths: (R,) ≥ 1, the tokens of each row that are its prompt's.
+
+    Returns:
+        `index` is (R, T), T the longest completion.
+    """
+    place = np.arange(int(tree.lengths.max()))
+    wanted = (place >= prompt_lengths[:, None]) & (place < tree.lengths[:, None])
+    packed = _lay_out(np.zeros(0, np.int64), tree, wanted, prompt_lengths)
+    width = int(packed.lengths.max())
+    columns = np.minimum(prompt_lengths[:, None] + np.arange(width), len(place) - 1)
+    index = packed.index.gather(1, torch.from_numpy(columns))
+    index[torch.arange(width) >= packed.lengths[:, None]] = -1
+    return replace(packed, index=index)
+
+
+def _lay_out(
+    prompt: NDArray[np.int64],
+    tree: ProcessTree,
+    wanted: NDArray[np.bool_],
+    prompt_lengths: NDArray[np.integer],
+) -> PackedTree:
+    """The prompt, then the tree; (R, T) `wanted` marks the tokens that are predicted."""
     count, steps = len(prompt), tree.end - tree.start
     stop = count + np.cumsum(steps, dtype=np.int64)  # of each node's tokens in the row
     start = stop - steps
@@ -115,21 +148,38 @@ def pack(prompt_ids: ArrayLike, tree: ProcessTree, mask: ArrayLike | None = None
     predictor[start[first] - count] = before - 1
     index = tree.step_index.astype(np.int64)
     token = np.append(start - count - tree.start, 0)[index] + np.arange(index.shape[1])
-    wanted = tree.policy_tokens(mask)
     used = np.zeros(len(place), bool)
     used[token[wanted]] = True
 
+    ids = np.concatenate([prompt, tree.tokens])
+    position = np.concatenate([np.arange(count), count + depth])
+    end = np.concatenate([np.full(count, stop[-1]), np.repeat(_subtree_stops(tree, stop), steps)])
+    kept = _needed(end, predictor[used])
+    before = np.append(0, np.cumsum(kept))  # kept tokens before each token
     row = (
-        np.concatenate([prompt, tree.tokens]),
-        np.concatenate([np.arange(count), count + depth]),
-        np.concatenate([np.full(count, stop[-1]), np.repeat(_subtree_stops(tree, stop), steps)]),
+        ids[kept],
+        position[kept],
+        before[end[kept]],
         tree.tokens[used],
-        predictor[used],
+        before[predictor[used]],
         np.where(wanted, (np.cumsum(used) - 1)[token] if len(used) else -1, -1),
-        np.full(tree.num_completions, count),
-        tree.lengths,
+        prompt_lengths,
+        count + tree.lengths - prompt_lengths,
     )
     return PackedTree(*(torch.from_numpy(field.astype(np.int64)) for field in row))
+
+
+def _needed(end: NDArray[np.int64], predictor: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N,) whether a token, or one below it, predicts another; at least one token is kept.
+
+    The last token of a completion predicts nothing, and where it is nobody's prefix it need not run.
+    """
+    predicts = np.zeros(len(end) + 1, np.int64)
+    predicts[predictor + 1] = 1
+    count = np.cumsum(predicts)
+    needed = count[end] > count[:-1]
+    needed[:1] = True
+    return np.asarray(needed)
 
 
 def join(groups: Sequence[PackedTree]) -> PackedTree:
@@ -185,7 +235,7 @@ def tree_logps_and_entropies(
         raise InputError(f"rows: expected at least 1 position, got {rows}")
     inner = inner_model(model)
     packed = packed.to(inner.device)
-    check_forkable(inner, packed.ids, packed.position)
+    check_forkable(inner, torch.cat([packed.ids, packed.target]), packed.position)
     use_tree_attention(inner)
     config = inner.config.get_text_config()
     logits = Logits.of_model(config, temperature)

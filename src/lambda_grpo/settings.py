@@ -14,7 +14,15 @@ from transformers import HfArgumentParser
 
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.errors import InputError, unknown_name
-from lambda_grpo.options import Settings, TrainOptions, check, check_best_is_kept, check_credits, implied
+from lambda_grpo.options import (
+    Settings,
+    TrainOptions,
+    check,
+    check_best_is_kept,
+    check_credits,
+    folder_name,
+    implied,
+)
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -56,7 +64,7 @@ def resolve(recipe: str, flags: Sequence[str]) -> Settings:
         options, config = _parse(parser, flags)
         check_best_is_kept(options, config)
     if "output_dir" not in given:
-        kind = "compare" if options.compare else config.credit
+        kind = "compare" if options.compare else folder_name(config.credit)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         config.output_dir = f"runs/{re.sub('[^a-z0-9]+', '-', options.task)}-{kind}-{stamp}"
     values = asdict(options) | config.to_dict()

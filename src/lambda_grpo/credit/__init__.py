@@ -21,7 +21,7 @@ from lambda_grpo.credit.base import (
 )
 from lambda_grpo.credit.baselines import grpo, process
 from lambda_grpo.credit.lambda_weights import lambda_grpo, lambda_grpo_matched, lambda_grpo_unique
-from lambda_grpo.credit.registry import CREDITS, get_credit
+from lambda_grpo.credit.registry import CREDITS, advantage_varies, get_credit, try_credit
 from lambda_grpo.credit.soft_maximum import optimistic
 from lambda_grpo.credit.subgroups import treepo
 from lambda_grpo.credit.value_changes import tempo, vineppo
@@ -30,6 +30,7 @@ __all__ = [
     "CREDITS",
     "Credit",
     "TokenCredit",
+    "advantage_varies",
     "get_credit",
     "group_advantage",
     "grpo",
@@ -45,5 +46,6 @@ __all__ = [
     "tempo",
     "token_credit",
     "treepo",
+    "try_credit",
     "vineppo",
 ]

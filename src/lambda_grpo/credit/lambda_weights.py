@@ -75,8 +75,9 @@ def lambda_grpo_unique(
 
 def _rescaled(tree: ProcessTree, advantages: Float64, mass: Float64, mask: ArrayLike | None) -> TokenCredit:
     """λ-GRPO with the factor that makes Σ mass_i·w_it equal to Σ mass_i, both over policy tokens."""
-    share = tree.per_token(1 / tree.size) * tree.policy_tokens(mask)
-    counts = np.count_nonzero(share, axis=1)
-    raw, weighted = float(mass @ counts), float(mass @ share.sum(axis=1))
+    policy = tree.policy_tokens(mask)
+    share = tree.per_token(np.float32(1) / tree.size) * policy
+    raw = float(mass @ policy.sum(axis=1))
+    weighted = float(mass @ share.sum(axis=1, dtype=np.float64))
     scale = raw / weighted if weighted > 0 else 1.0
-    return token_credit(tree, advantages[:, None], scale * share, mask)
+    return token_credit(tree, advantages[:, None], share * np.float32(scale), mask)

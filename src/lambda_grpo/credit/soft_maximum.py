@@ -42,16 +42,17 @@ def optimistic(
         raise InputError(f"credit 'optimistic': tau: expected a positive number, got {tau!r}")
     a_G = own_advantages(tree, rewards, advantages)
     tau = tau * _slope(np.asarray(rewards, np.float64), a_G)
-    values = _soft_maximum(tree, a_G, tau, samples(tree, mask))
-    return token_credit(tree, tree.per_token(values), tree.per_token(1 / tree.size), mask)
+    values = _soft_maximum(tree, a_G, tau, samples(tree, mask)).astype(np.float32)
+    return token_credit(tree, tree.per_token(values), tree.per_token(np.float32(1) / tree.size), mask)
 
 
 def _slope(rewards: Float64, advantages: Float64) -> float:
     """k of advantages = k·rewards + b."""
-    scored = advantages != 0
-    if not scored.any() or np.ptp(rewards[scored]) == 0 or np.ptp(advantages[scored]) == 0:
-        return 1.0
-    return float(advantages[scored].std() / rewards[scored].std())
+    for rows in (advantages != 0, np.ones(len(advantages), bool)):
+        a, r = advantages[rows], rewards[rows]
+        if len(a) and np.ptp(a) > 0 and np.ptp(r) > 0:
+            return float(a.std() / r.std())
+    return 1.0
 
 
 def _soft_maximum(tree: ProcessTree, values: Float64, tau: float, counted: np.ndarray | None) -> Float64:

@@ -6,7 +6,8 @@ all completions share changes nothing, so the root's change is 0. Completions ma
 the values, as in `process`.
 """
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from lambda_grpo.credit.base import Float64, TokenCredit, own_advantages, step_values, token_credit
 from lambda_grpo.tree import ProcessTree
@@ -29,10 +30,9 @@ def tempo(
     Arguments and errors as `grpo`.
     """
     a_G = own_advantages(tree, rewards, advantages)
-    changes = _changes(tree, step_values(tree, a_G, mask))
-    advantage = tree.per_token(changes)
-    advantage[:, 1:][tree.step_index[:, 1:] == tree.step_index[:, :-1]] = 0  # not the first of its step
-    return token_credit(tree, a_G[:, None] + advantage, 1.0, mask)
+    change = tree.per_token(_changes(tree, step_values(tree, a_G, mask)))
+    change[:, 1:] *= tree.step_index[:, 1:] != tree.step_index[:, :-1]  # the first token of a step only
+    return token_credit(tree, a_G[:, None].astype(np.float32) + change, 1.0, mask)
 
 
 def vineppo(
@@ -54,8 +54,8 @@ def vineppo(
     return token_credit(tree, tree.per_token(_changes(tree, step_values(tree, a_G, mask))), 1.0, mask)
 
 
-def _changes(tree: ProcessTree, values: Float64) -> Float64:
+def _changes(tree: ProcessTree, values: Float64) -> NDArray[np.float32]:
     """(N,): a node's value minus its parent's; 0 for the root."""
     changes = values - values[tree.parent]
     changes[0] = 0
-    return changes
+    return changes.astype(np.float32)

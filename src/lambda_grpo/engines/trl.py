@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from lambda_grpo import measures
-from lambda_grpo.credit import get_credit
-from lambda_grpo.errors import InputError
+from lambda_grpo.credit import advantage_varies, get_credit, try_credit
+from lambda_grpo.engines.trl_packing import MODES, TreePacking
+from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.runs import Rollouts, write_rollouts
 from lambda_grpo.tree import ProcessTree
 
@@ -38,14 +39,22 @@ class LambdaGRPOConfig(GRPOConfig):
     """TRL's `GRPOConfig` plus the credit. Every other field keeps TRL's meaning and default.
 
     Attributes:
-        credit: name of the credit, a key of `lambda_grpo.credit.CREDITS`.
+        credit: name of the credit, a key of `lambda_grpo.credit.CREDITS`, or a function of your own:
+            `my_module:my_credit`, `path/to/my_credit.py:my_credit`.
         credit_kwargs: the credit's own parameters, checked against its signature.
+        tree_packing: run the model over the unique tokens of each micro-batch: `auto` where that should be
+            faster (on CPUs; elsewhere its cost is unknown yet, and `auto` means `off`), `on`, or `off`.
         save_rollouts: write every generation batch to `output_dir/rollouts/*.parquet`.
     """
 
-    credit: str = field(default="lambda_grpo", metadata={"help": "Name of the credit, e.g. grpo."})
+    credit: str = field(
+        default="lambda_grpo", metadata={"help": "Name of the credit, e.g. grpo; or my_module:my_credit."}
+    )
     credit_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "The credit's own parameters, as JSON."}
+    )
+    tree_packing: str = field(
+        default="auto", metadata={"help": "Run each shared token only once: auto (where it pays), on or off."}
     )
     save_rollouts: bool = field(
         default=False, metadata={"help": "Write every generation batch to output_dir/rollouts."}
@@ -56,14 +65,20 @@ class LambdaGRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_credit()
+        if self.tree_packing not in MODES:
+            raise unknown_name("tree_packing", str(self.tree_packing), MODES)
+
+    def check_credit(self) -> None:
+        """Raise InputError where the credit, its parameters and the ratios do not fit together."""
         if isinstance(self.credit_kwargs, str):
             raise InputError(f"credit_kwargs: expected a JSON object, got {self.credit_kwargs!r}")
-        get_credit(self.credit, self.credit_kwargs)
-        if self.credit == "process" and self.importance_sampling_level != "token":
+        tried = try_credit(self.credit, self.credit_kwargs)
+        if self.importance_sampling_level != "token" and advantage_varies(tried):
             raise InputError(
-                "credit 'process' gives each token of a completion an advantage of its own, and is GRPO's "
-                "gradient only if each token has a ratio of its own too: set importance_sampling_level="
-                "'token', or choose credit 'lambda_grpo' or 'grpo'"
+                f"credit {self.credit!r} gives each token of a completion an advantage of its own, so each "
+                "token needs a ratio of its own too: set importance_sampling_level='token', or choose credit "
+                "'lambda_grpo' or 'grpo'"
             )
 
 
@@ -99,7 +114,7 @@ class _Rows:
     mine: slice
 
 
-class LambdaGRPOTrainer(GRPOTrainer):
+class LambdaGRPOTrainer(TreePacking):
     """`GRPOTrainer` whose tokens get the credit that `LambdaGRPOConfig.credit` names.
 
     Takes what `GRPOTrainer` takes. Logs beside TRL's metrics, each step: `tree/path_depth`,
@@ -107,7 +122,8 @@ class LambdaGRPOTrainer(GRPOTrainer):
     `tree/flat_groups` (share), `credit/mean_weight`, `credit/weighted_loss` (TRL's loss with each token's
     term weighted; TRL's own `loss` stays unweighted), and the shares of completions that stay in the tree but
     contribute nothing: `credit/unscorable` (no reward function scored them) and `credit/truncated` (all
-    their tokens masked).
+    their tokens masked). With tree packing also `tree/packed` (share of micro-batches) and
+    `tree/raw_per_unique` tokens.
     """
 
     _tag_names = ["trl", "lambda-grpo"]
@@ -229,7 +245,8 @@ class LambdaGRPOTrainer(GRPOTrainer):
         )
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        scores: Any = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        logps, entropies, aux_loss = scores
         if self._weights is not None and logps.requires_grad:
             weights = self._weights
             logps.register_hook(lambda grad: (grad * weights).to(grad.dtype))
