@@ -123,7 +123,12 @@ def test_binary_tree_in_miniature_disagrees_with_the_impossible(
     assert "unknown credit 'no_such'" in capsys.readouterr().err
 
 
-def test_cost_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str], quick_policy: None) -> None:
+def test_cost_in_miniature(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quick_policy: None
+) -> None:
+    from lambda_grpo.experiments import step_share
+
+    monkeypatch.setattr(step_share, "WARM_UP", 0)
     flags = [
         "--group_sizes",
         "6",

@@ -20,12 +20,15 @@ from numpy.typing import NDArray
 
 from lambda_grpo import console
 from lambda_grpo.errors import InputError, unknown_name
-from lambda_grpo.estimates import bootstrap, resampled_means
+from lambda_grpo.estimates import resampled_means
 from lambda_grpo.experiments import binary_tree_figures, toy_training
 from lambda_grpo.experiments.binary_tree_figures import CURVE_STEPS
-from lambda_grpo.experiments.ranking import mean_table, rank_intervals
+from lambda_grpo.experiments.ranking import BASELINES, mean_table, rank_intervals
 from lambda_grpo.experiments.toy_training import GROUP, Variant
 from lambda_grpo.experiments.toy_tree import Cell
+
+CONTROLS = tuple(toy_training.controls(0))
+CONTROLLED = ("grpo", "lambda_grpo", "lambda_grpo_matched")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
             with (output / "runs.jsonl").open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             shown(done * settings["seeds"], total)
-    binary_tree_figures.draw(rows, output)
+    binary_tree_figures.draw([row for row in rows if row["variant"] not in CONTROLS], output)
     return summary(rows)
 
 
@@ -114,16 +117,34 @@ def _row(combination: Combination, counts: NDArray[np.uint8], last: int) -> dict
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Print the rankings; every mean, paired difference and rank with its interval, by name."""
+    """Print the rankings; every mean, paired difference and rank with its interval, by name.
+
+    Credits are ranked at each learning rate and over all of them; the controls stand beside the credits that
+    they control for.
+    """
     figures: dict[str, float] = {}
     for row in rows:
         name = f"{row['cell']} | lr {row['learning_rate']:g} | {row['variant']}"
-        figures[name] = round(bootstrap(row["target"]).mean, 4)
+        figures[name] = round(float(np.mean(row["target"])), 4)
+    credits = [row for row in rows if row["variant"] not in CONTROLS]
+    rates = list(dict.fromkeys(row["learning_rate"] for row in rows))
     for mode in dict.fromkeys(row["mode"] for row in rows):
-        for rate in dict.fromkeys(row["learning_rate"] for row in rows):
-            table = mean_table([r for r in rows if (r["mode"], r["learning_rate"]) == (mode, rate)])
-            title = f"{mode} | lr {rate:g}"
-            for ranked in rank_intervals(table):
-                figures |= ranked.figures(f"{title} | {ranked.name}")
-            binary_tree_figures.show(title, rank_intervals(table))
+        at: dict[str, list[dict[str, Any]]] = {
+            f"{mode} | lr {rate:g}": [r for r in credits if (r["mode"], r["learning_rate"]) == (mode, rate)]
+            for rate in rates
+        }
+        if len(rates) > 1:
+            at[f"{mode} | all rates"] = [r for r in credits if r["mode"] == mode]
+        for title, chosen in at.items():
+            figures |= _ranking(title, chosen, BASELINES)
+        for rate in {r["learning_rate"] for r in rows if r["variant"] in CONTROLS}:
+            here = [r for r in rows if (r["mode"], r["learning_rate"]) == (mode, rate)]
+            chosen = [r for r in here if r["variant"] in (*CONTROLS, *CONTROLLED)]
+            figures |= _ranking(f"controls, {mode} | lr {rate:g}", chosen, (*BASELINES, *CONTROLS[1:3]))
     return figures
+
+
+def _ranking(title: str, rows: list[dict[str, Any]], baselines: tuple[str, ...]) -> dict[str, float]:
+    ranked = rank_intervals(mean_table(rows), baselines)
+    binary_tree_figures.show(title, ranked, baselines)
+    return {key: value for r in ranked for key, value in r.figures(f"{title} | {r.name}").items()}

@@ -15,13 +15,14 @@ CURVE_STEPS = 5  # steps that make one point of a curve
 COLOURS = {"grpo": "black", "lambda_grpo": "#d62728"}  # the others in the order of the colour map
 
 
-def show(title: str, ranked: Sequence[Ranked]) -> None:
+def show(title: str, ranked: Sequence[Ranked], baselines: Sequence[str]) -> None:
     """Print one ranking."""
-    shown = Table(title, "target frequency", "rank", *(f"minus {name}" for name in BASELINES))
+    shown = Table("", "target frequency", "rank", *(f"minus {name}" for name in baselines), title=title)
     for r in ranked:
         rank = f"{r.rank.low:.0f} to {r.rank.high:.0f}"
-        differences = [format(r.ahead_of[b], "+.3f") if b in r.ahead_of else "–" for b in BASELINES]
-        shown.add_row(r.name, *(escape(cell) for cell in (str(r.mean), rank, *differences)))
+        differences = [format(r.ahead_of[b], "+.3f") if b in r.ahead_of else "–" for b in baselines]
+        cells = (str(r.mean), rank, *differences)
+        shown.add_row(r.name, *(escape(cell).replace(", ", ",\u00a0") for cell in cells))
     console.CONSOLE.print(shown)
 
 
@@ -101,12 +102,8 @@ def _ranking(rows: Rows, path: Path) -> None:
 
 
 def _order(rows: Rows) -> list[str]:
-    """Variants by their mean over everything, best first; those without every rate, the controls, last."""
-    rates = {row["learning_rate"] for row in rows}
-    names = list(dict.fromkeys(row["variant"] for row in rows))
-    mean = {r.name: r.mean.mean for r in rank_intervals(mean_table(rows))}
-    seen = {name: {r["learning_rate"] for r in rows if r["variant"] == name} for name in names}
-    return sorted(names, key=lambda name: (seen[name] != rates, -mean[name]))
+    """Variants by their mean over everything, best first."""
+    return [ranked.name for ranked in rank_intervals(mean_table(rows))]
 
 
 def _estimates(axes: Any, rows: Rows, order: Sequence[str], i: int) -> None:

@@ -46,8 +46,8 @@ def mean_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float6
     }
 
 
-def rank_intervals(table: Table) -> list[Ranked]:
-    """The variants, best first.
+def rank_intervals(table: Table, baselines: Sequence[str] = BASELINES) -> list[Ranked]:
+    """The variants, best first, each with its paired differences from the baselines.
 
     >>> best, worst = rank_intervals({"grpo": np.array([0.1, 0.2, 0.3]), "new": np.array([0.2, 0.3, 0.4])})
     >>> best.name, best.rank, best.ahead_of["grpo"].low > 0
@@ -59,7 +59,7 @@ def rank_intervals(table: Table) -> list[Ranked]:
     ranked = []
     for i, name in enumerate(names):
         low, high = np.quantile(ranks[:, i], [0.025, 0.975])
-        differences = {b: bootstrap(table[name] - table[b]) for b in BASELINES if b in table and b != name}
+        differences = {b: bootstrap(table[name] - table[b]) for b in baselines if b in table and b != name}
         rank = Estimate(float(ranks[:, i].mean()), float(low), float(high))
         ranked.append(Ranked(name, bootstrap(table[name]), rank, differences))
     return sorted(ranked, key=lambda r: -r.mean.mean)

@@ -3,10 +3,10 @@
 Two settings: the demo's, half a million parameters and very short completions, where nothing could weigh
 more; and a random Qwen2 of 7.6 million parameters with completions of 32 tokens, still small as policies go.
 
-Two figures. *Inside*: the time spent in our own lines within a step (trees, credit, measures, weighted
-loss), TRL's taken off; the gradient's one multiplication runs in the backward and is not in it. *Paired*:
-the difference of two steps on the same completions, one of each trainer, taken in turns; it holds
-everything, the machine's noise included.
+Two figures, with tree packing off, which would make our steps shorter. *Inside*: the time spent in our own
+lines within a step (trees, credit, measures, weighted loss), TRL's taken off; the gradient's one
+multiplication runs in the backward and is not in it. *Paired*: the difference of two steps on the same
+completions, one of each trainer, taken in turns; it holds everything, the machine's noise included.
 """
 
 import functools
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,8 +32,10 @@ from lambda_grpo.tasks.thinking_sums import CHARACTERS
 COMPLETIONS = 8
 WARM_UP = 3  # pairs
 OURS: type = engine.LambdaGRPOTrainer
-PLAIN: type = OURS.__mro__[1]  # TRL's own trainer, which only engines/ may import
-CONFIGS: dict[type, type] = {OURS: engine.LambdaGRPOConfig, PLAIN: engine.LambdaGRPOConfig.__mro__[1]}
+# TRL's own, which only engines/ may import, and the classes of ours that lie above it.
+PLAIN: type = next(cls for cls in OURS.__mro__ if cls.__module__.startswith("trl."))
+CHAIN = OURS.__mro__[: OURS.__mro__.index(PLAIN)]
+PLAIN_CONFIG: type = next(cls for cls in engine.LambdaGRPOConfig.__mro__ if cls.__module__.startswith("trl."))
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,16 @@ class _Clock:
         self._plain: list[tuple[type, str, Any]] = []
 
     def __enter__(self) -> "_Clock":
-        for name in set(vars(OURS)) & set(vars(PLAIN)) - {"__init__", "__doc__", "__module__"}:
-            if callable(vars(PLAIN)[name]):
-                self._wrap(PLAIN, name)
-                self._wrap(OURS, name)
+        for name, method in list(vars(PLAIN).items()):
+            ours = [cls for cls in CHAIN if name in vars(cls)]
+            if callable(method) and ours and name != "__init__":
+                for cls in (PLAIN, *ours):
+                    self._wrap(cls, name)
         return self
+
+    def inside(self) -> float:
+        """Seconds in our own methods so far."""
+        return sum(self.spent.get(cls, 0.0) for cls in CHAIN)
 
     def __exit__(self, *_: object) -> None:
         for cls, name, method in self._plain:
@@ -145,10 +153,10 @@ def measure(setting: Setting, shown: Callable[[int, int], None] | None = None) -
             rows = [data[first + i // COMPLETIONS] for i in range(setting.prompts * COMPLETIONS)]
             turns = [(plain, PLAIN), (ours, OURS)]
             random.Random(pair).shuffle(turns)
-            before = clock.spent.get(OURS, 0.0)
+            before = clock.inside()
             for trainer, cls in turns:
                 times[cls].append(_step(trainer, rows, pair))
-            inside.append(clock.spent[OURS] - before)
+            inside.append(clock.inside() - before)
             if shown:
                 shown(pair + 1, setting.pairs + WARM_UP)
     differences = [b - a for a, b in zip(times[PLAIN], times[OURS], strict=True)][WARM_UP:]
@@ -166,7 +174,8 @@ def _trainer(cls: type, setting: Setting) -> Any:
     def reward(completions: list[str], problem: list[int], **_: Any) -> list[float | None]:
         return [task.score(problems[i], text) for i, text in zip(problem, completions, strict=True)]
 
-    args = CONFIGS[cls](
+    config = PLAIN_CONFIG if cls is PLAIN else partial(engine.LambdaGRPOConfig, tree_packing="off")
+    args: Any = config(
         output_dir=tempfile.mkdtemp(),
         use_cpu=True,
         bf16=False,
