@@ -50,8 +50,10 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> int:
     settings = settings_of(source / "config.yaml", args.quick)
     changed = override(settings, flags)
     output = args.output or Path(f"runs/{args.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    runs.create_run_folder(output)
     module = importlib.import_module(f"lambda_grpo.experiments.{args.name.replace('-', '_')}")
+    resumes_from = getattr(module, "RESUMES_FROM", None)  # a file: with it in the folder, a run goes on
+    if not (resumes_from and (output / resumes_from).exists()):
+        runs.create_run_folder(output)
     started = time.monotonic()
     figures = module.run(settings, output)
     packages = ("lambda-grpo", "torch", "transformers", "trl", "numpy")
