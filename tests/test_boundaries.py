@@ -13,8 +13,8 @@ import lambda_grpo
 PACKAGE = Path(lambda_grpo.__file__).parent
 LIGHT = [
     "tree", "process_sets", "credit", "measures", "reference", "rollouts", "analysis", "report", "errors", "cli",
-    "estimates", "eval_command", "attention_plan", "dotted", "experiments/command", "experiments/expected",
-    "experiments/timing",
+    "estimates", "eval_command", "answer_log", "attention_plan", "dotted", "experiments/command",
+    "experiments/expected", "experiments/timing",
 ]  # fmt: skip
 HEAVY = {"torch", "trl", "verl", "ray", "transformers", "datasets"}
 

@@ -1,3 +1,5 @@
+from random import Random
+
 import numpy as np
 import pytest
 from groups import group
@@ -73,3 +75,40 @@ def test_masks_count_nodes_that_hold_a_policy_token(
         expected = 1 - in_leaf / len(sets) if sets else 0
         assert measures.intermediate_proportion(tree, mask)[i] == pytest.approx(expected)
         assert measures.counted(tree, mask)[i] == bool(sets)
+
+
+@given(st.lists(st.tuples(group, st.sampled_from(["none", "all", "some"])), max_size=5), st.randoms())
+def test_totals_are_the_sums_of_each_groups_measures(
+    groups: list[tuple[list[list[int]], str]], random: Random
+) -> None:
+    trees = [ProcessTree.build(completions) for completions, _ in groups]
+    masks = [
+        None if kind == "none" else np.array([kind == "all" or random.random() < 0.5 for _ in index.flat], bool).reshape(index.shape)
+        for index, (_, kind) in zip([tree.step_index for tree in trees], groups, strict=True)
+    ]  # fmt: skip
+    got = measures.totals(trees, masks)
+    pairs = list(zip(trees, masks, strict=True))
+    rows = [measures.counted(*pair) for pair in pairs]
+    depths = [measures.path_depth(*pair)[row] for pair, row in zip(pairs, rows, strict=True)]
+    proportions = [
+        measures.intermediate_proportion(*pair)[row] for pair, row in zip(pairs, rows, strict=True)
+    ]
+    assert got.groups == len(groups)
+    assert got.flat_groups == sum(measures.is_flat(*pair) for pair in pairs)
+    assert got.counted == sum(row.sum() for row in rows)
+    assert got.masked == sum((tree.lengths > 0).sum() for tree in trees) - got.counted
+    assert got.path_depth == sum(depth.sum() for depth in depths)
+    assert got.intermediate_proportion == pytest.approx(sum(proportion.sum() for proportion in proportions))
+    assert got.tokens == sum(tree.policy_tokens(mask).sum() for tree, mask in pairs)
+    assert got.shared_tokens == sum(measures.shared_tokens(*pair) for pair in pairs)
+
+
+def test_totals_by_hand() -> None:
+    # Flat: z alone; and an empty completion. Not flat: a b, a c, with a shared (path depth 1, proportion 1/2), and d.
+    trees = ProcessTree.build_many([[26], [], [1, 2], [1, 3], [4]], [0, 0, 1, 1, 1])
+    assert measures.totals(trees, [None, None]) == measures.Totals(
+        groups=2, flat_groups=1, counted=4, masked=0, path_depth=2, intermediate_proportion=1, tokens=6, shared_tokens=2
+    )  # fmt: skip
+    assert measures.totals([], []).groups == 0
+    with pytest.raises(ValueError, match="zip"):
+        measures.totals(trees, [None])

@@ -30,13 +30,13 @@ def gpt2(seed: int) -> PreTrainedModel:
 
 
 def qwen2(seed: int) -> PreTrainedModel:
-    """RMSNorm model, whose stock norm computes in float32."""
+    """RMSNorm model in float64, whose stock norm computes in float32 all the same."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=11, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=16, initializer_range=0.5,
     )  # fmt: skip
-    return Qwen2ForCausalLM(config)
+    return Qwen2ForCausalLM(config).double()
 
 
 def logps(model: PreTrainedModel, completion: list[int]) -> torch.Tensor:

@@ -224,6 +224,7 @@ def test_what_the_table_leaves_comes_first() -> None:
         (["--validate_every=2", "--save_strategy=steps"], "save_steps is 500, so the best"),
         (["--validate_every=2", "--save_strategy=no"], "save and eval strategy to match"),
         (["--validate_every=2", "--per_device_eval_batch_size=6"], "generations used for evaluation (4)"),
+        (["--train_problems=1"], "train_problems: 1 problems are left to train on, and a step takes 2"),
         (["--report_every=2", "--save_rollouts=false"], "report_every needs the rollouts"),
         (["--validate_every=2", f"--task={TASKS}:Few"], "more than half of the 4 distinct"),
     ],

@@ -3,10 +3,16 @@
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lambda_grpo import __version__
 from lambda_grpo.errors import LambdaGRPOError, missing_extra
+
+if TYPE_CHECKING:
+    from lambda_grpo.options import Settings
 
 _TRAIN = """\
 Train a policy. Without arguments: the embedded policy learns thinking-sums with λ-GRPO in about two minutes.
@@ -27,6 +33,8 @@ settings:
   --validate_every N  validate on held-out problems every N steps and keep the best checkpoint
   --early_stopping_patience N  stop after N validations without a new best
   --report_every N    refresh report.html in the run folder every N steps
+  --lora_r R          train low-rank adapters instead of all weights
+  --dry_run           two steps with a tiny random model, offline, to see whether the settings fit together
   --help-all          list every setting"""
 
 
@@ -92,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return experiments.run(args, rest)
         return _tasks()
     except LambdaGRPOError as error:
-        print(f"lambda-grpo: error: {error}", file=sys.stderr)
+        print(f"lambda-grpo: error{_process()}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, `| head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -104,10 +112,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(recipe: str, flags: Sequence[str]) -> int:
     try:
-        from lambda_grpo import compare_credits, console, settings, train
+        from lambda_grpo import console, processes, settings
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
     resolved = settings.resolve(recipe, flags)
+    processes.quiet_others()
+    with tempfile.TemporaryDirectory(prefix="lambda-grpo-") as aside:
+        if resolved.options.dry_run:
+            from lambda_grpo import dry_run
+
+            processes.expect_alone("--dry_run")
+            replaced = dry_run.replacements(resolved, flags, Path(aside))
+            console.CONSOLE.print(dry_run.describe(resolved, replaced), markup=False, highlight=False)
+            resolved = settings.resolve(
+                recipe, [*flags, *(f"--{name}={replaced[name]}" for name in replaced)]
+            )
+        folder, what = _run(resolved)
+    if folder.exists():
+        console.CONSOLE.print(f"Everything is in {folder}: {what}, what was learnt from in report.html")
+    else:
+        console.CONSOLE.print(
+            "The dry run ended well. Its run folder is removed; --output_dir would keep it."
+        )
+    return 0
+
+
+def _run(resolved: "Settings") -> tuple[Path, str]:
+    """Train, or compare credits; the folder and what is in it."""
+    from lambda_grpo import compare_credits, train
+
     if resolved.options.compare:
         folder = compare_credits.compare(resolved)
         what = "the curves in compare.png, the numbers in compare.json, each run in its own folder"
@@ -115,8 +148,13 @@ def _train(recipe: str, flags: Sequence[str]) -> int:
         trained = train.train(resolved)
         train.show(trained)
         folder, what = trained.folder, "the curves in curve.png, the policy in model/"
-    console.CONSOLE.print(f"Everything is in {folder}: {what}, what was learnt from in report.html")
-    return 0
+    return folder, what
+
+
+def _process() -> str:
+    """Which of a job's processes this is, as torchrun and `accelerate launch` tell it; nothing if it is alone."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return f" (process {os.environ.get('RANK', '0')} of {count})" if count > 1 else ""
 
 
 def _tasks() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from lambda_grpo import console, curves, runs
+from lambda_grpo import console, curves, processes, runs
 from lambda_grpo.callbacks import Report
 from lambda_grpo.options import Settings
 from lambda_grpo.train import Trained, train
@@ -24,14 +24,15 @@ def compare(settings: Settings) -> Path:
         InputError: as `train`.
     """
     folder = Path(settings.config.output_dir)
-    runs.check_unused(folder)
+    processes.on_first(lambda: runs.check_unused(folder))
     compared: dict[str, Trained] = {}
     for credit in settings.credits:
         compared[credit] = train(settings.for_credit(credit))
         gc.collect()  # trainers refer to themselves; the next one needs the memory
-    with runs.written_whole(folder / "config.yaml") as aside:
-        aside.write_text(yaml.safe_dump(settings.explicit, sort_keys=False, allow_unicode=True))
-    _write(folder, settings, compared)
+    if processes.is_first():
+        with runs.written_whole(folder / "config.yaml") as aside:
+            aside.write_text(yaml.safe_dump(settings.explicit, sort_keys=False, allow_unicode=True))
+        _write(folder, settings, compared)
     _show(compared)
     return folder
 

@@ -1,6 +1,6 @@
 """What the commands show in a terminal: progress bars and tables of evaluations."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -74,6 +74,14 @@ def differences(title: str, estimates: Mapping[str, Estimate]) -> None:
         if name == "mean_reward" and estimate == estimates["sampled_accuracy"]:
             continue
         shown.add_row(name.replace("_", " "), format(estimate, "+.1f" if name == "mean_length" else "+.3f"))
+    CONSOLE.print(shown)
+
+
+def grid(titles: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+    """Print rows of cells below their titles."""
+    shown = _table(*titles)
+    for name, cells in rows.items():
+        shown.add_row(name, *(_cell(cell, len(titles) > 2) for cell in cells))
     CONSOLE.print(shown)
 
 

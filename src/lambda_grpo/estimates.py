@@ -5,6 +5,7 @@ of one problem resemble each other, and resampling them one by one would make th
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,19 @@ def resampled_means(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) 
         rng.integers(0, len(x), (min(at_once, resamples - i), len(x))) for i in range(0, resamples, at_once)
     )
     return np.concatenate([x[rows].mean(axis=1) for rows in draws])
+
+
+def bootstrap_mean(groups: Sequence[ArrayLike], *, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """The mean of the groups' means, each group counting the same; problems are resampled within their group.
+
+    >>> bootstrap_mean([[1.0], [0.0, 0.0, 0.0]])
+    Estimate(mean=0.5, low=0.5, high=0.5)
+    """
+    rng = np.random.default_rng(seed)
+    arrays = [np.asarray(group, np.float64) for group in groups]
+    drawn = [[x[rng.integers(0, len(x), len(x))].mean() for x in arrays] for _ in range(resamples)]
+    low, high = np.quantile(np.mean(drawn, axis=1), [0.025, 0.975])
+    return Estimate(float(np.mean([x.mean() for x in arrays])), float(low), float(high))
 
 
 def pass_at_k(right: ArrayLike, tried: ArrayLike, k: int) -> Floats:

@@ -11,7 +11,8 @@ summed over the completions that share it. See `gradient_weight`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -64,7 +65,7 @@ def is_flat(tree: ProcessTree, mask: ArrayLike | None = None) -> bool:
 def shared_tokens(tree: ProcessTree, mask: ArrayLike | None = None) -> int:
     """How many tokens have |λ| > 1: those whose weight λ-GRPO changes."""
     if mask is None:
-        return int((tree.size * (tree.end - tree.start))[tree.size > 1].sum())
+        return int((tree.size * (tree.end - tree.start))[tree.size > 1].sum(dtype=np.int64))
     return int((tree.policy_tokens(mask) & (tree.set_sizes() > 1)).sum())
 
 
@@ -96,33 +97,77 @@ class Totals:
 
 
 def totals(trees: Sequence[ProcessTree], masks: Sequence[ArrayLike | None]) -> Totals:
-    """The sums of the measures over several groups, each with its mask (G, T) or None."""
-    pairs = list(zip(trees, masks, strict=True))
-    rows = [counted(*pair) for pair in pairs]
-    depths = [path_depth(*pair) for pair in pairs]
-    proportions = [intermediate_proportion(*pair) for pair in pairs]
-    filled = sum(int(np.count_nonzero(tree.lengths)) for tree in trees)
-    num_counted = sum(int(np.count_nonzero(row)) for row in rows)
+    """The sums of the measures over several groups, each with its mask (G, T) or None.
+
+    Groups without a mask are measured together, in one pass over their arrays.
+    """
+    parts: list[tuple[ProcessTree, ArrayLike | None, NDArray[np.int64]]] = []  # each tree's first completion
+    plain = []
+    for tree, mask in zip(trees, masks, strict=True):
+        if mask is None:
+            plain.append(tree)
+        else:
+            parts.append((tree, mask, np.zeros(1, np.int64)))
+    if plain:
+        parts.append((_side_by_side(plain), None, _starts([len(tree.lengths) for tree in plain])))
+    found = [_totals(*part) for part in parts]
+    return Totals(**{f.name: sum(getattr(part, f.name) for part in found) for f in fields(Totals)})
+
+
+def _totals(tree: ProcessTree, mask: ArrayLike | None, starts: NDArray[np.int64]) -> Totals:
+    """The sums over one tree or several side by side, whose completions begin at `starts`."""
+    row = counted(tree, mask)
+    depth = path_depth(tree, mask)
+    num_counted = int(np.count_nonzero(row))
     return Totals(
-        groups=len(pairs),
-        flat_groups=sum(int(not depth.any()) for depth in depths),
+        groups=len(starts),
+        flat_groups=int(np.count_nonzero(np.maximum.reduceat(depth, starts) == 0)),
         counted=num_counted,
-        masked=filled - num_counted,
-        path_depth=sum(float(depth[row].sum()) for depth, row in zip(depths, rows, strict=True)),
-        intermediate_proportion=sum(
-            float(proportion[row].sum()) for proportion, row in zip(proportions, rows, strict=True)
+        masked=int(np.count_nonzero(tree.lengths)) - num_counted,
+        path_depth=float(depth[row].sum()),
+        intermediate_proportion=float(intermediate_proportion(tree, mask)[row].sum()),
+        tokens=int(
+            tree.lengths.sum(dtype=np.int64) if mask is None else np.count_nonzero(tree.policy_tokens(mask))
         ),
-        tokens=sum(
-            int((tree.lengths if mask is None else tree.policy_tokens(mask)).sum()) for tree, mask in pairs
-        ),
-        shared_tokens=sum(shared_tokens(*pair) for pair in pairs),
+        shared_tokens=shared_tokens(tree, mask),
     )
+
+
+def _side_by_side(trees: Sequence[ProcessTree]) -> ProcessTree:
+    """Trees as one with several roots, for the measures without mask: it has no token ids, and no order."""
+
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(tree, name) for tree in trees])
+
+    completions = np.array([tree.num_completions for tree in trees])
+    steps = np.array([tree.num_steps for tree in trees])
+    first_step = _starts(steps)
+    parent = joined("parent")
+    return ProcessTree(
+        lengths=joined("lengths"),
+        leaf=joined("leaf") + np.repeat(first_step, completions),
+        parent=np.where(parent < 0, -1, parent + np.repeat(first_step, steps)),
+        start=joined("start"),
+        end=joined("end"),
+        size=joined("size"),
+        depth=joined("depth"),
+        first=joined("first"),
+        order=np.zeros(0, np.int32),
+        _flat=np.zeros(0, np.int32),
+        _offsets=np.zeros(0, np.int64),
+    )
+
+
+def _starts(counts: ArrayLike) -> NDArray[np.int64]:
+    """Where each of several neighbours begins."""
+    sizes = np.asarray(counts, np.int64)
+    return np.cumsum(sizes) - sizes
 
 
 def _has_own_leaf(tree: ProcessTree) -> NDArray[np.bool_]:
     """(G,) bool: whether no other completion extends this one."""
     inner = np.zeros(tree.num_steps, bool)
-    inner[tree.parent[1:]] = True
+    inner[tree.parent[tree.parent >= 0]] = True
     return ~inner[tree.leaf]
 
 

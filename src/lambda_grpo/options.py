@@ -27,6 +27,19 @@ class TrainOptions:
         metadata={"help": "Local folder, Hub id, or `embedded` for the policy made on this machine."},
     )
     task: str = field(default="thinking-sums", metadata={"help": "Name of the task."})
+    system_prompt: str = field(
+        default="",
+        metadata={"help": "Ask as a chat: this system message, then the prompt. Empty: the prompt as it is."},
+    )
+    lora_r: int = field(
+        default=0, metadata={"help": "Train low-rank adapters of this rank; 0 for all weights."}
+    )
+    lora_alpha: int = field(default=16, metadata={"help": "The adapters are scaled by lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapters' input."})
+    lora_target: str = field(
+        default="all-linear",
+        metadata={"help": "Modules that get adapters: all-linear, or names such as q_proj,v_proj."},
+    )
     train_problems: int = field(default=10_000, metadata={"help": "Size of the training set."})
     eval_problems: int = field(default=512, metadata={"help": "Test problems, before and after."})
     validate_every: int = field(
@@ -44,6 +57,10 @@ class TrainOptions:
     )
     report_every: int = field(
         default=0, metadata={"help": "Refresh report.html every N steps; 0 for at the end only."}
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Two steps with a tiny random model, offline: do the settings fit together?"},
     )
 
 
@@ -109,9 +126,13 @@ def check(options: TrainOptions, config: LambdaGRPOConfig) -> None:
         ("validation_problems", 1),
         ("early_stopping_patience", 0),
         ("report_every", 0),
+        ("lora_r", 0),
+        ("lora_alpha", 1),
     ):
         if getattr(options, name) < least:
             raise InputError(f"{name}: expected at least {least}, got {getattr(options, name)}")
+    if not 0 <= options.lora_dropout < 1:
+        raise InputError(f"lora_dropout: expected at least 0 and below 1, got {options.lora_dropout}")
     if not isinstance(options.compare, str):
         raise InputError(f"compare: expected names with commas between them, got {options.compare!r}")
     if not options.validate_every:

@@ -9,7 +9,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from lambda_grpo.errors import InputError
+from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.tasks import thinking_sums
 
 EMBEDDED = "embedded"
@@ -51,14 +52,65 @@ def load_policy(model: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedT
     Raises:
         InputError: nothing that transformers can load is there.
     """
+    with _loading(model):
+        return AutoModelForCausalLM.from_pretrained(model, **kwargs), load_tokenizer(model)
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder or a Hub id.
+
+    Raises:
+        InputError: nothing that transformers can load is there.
+    """
+    with _loading(model):
+        return AutoTokenizer.from_pretrained(model, padding_side="left")
+
+
+@contextmanager
+def _loading(model: str) -> Iterator[None]:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-        return AutoModelForCausalLM.from_pretrained(model, **kwargs), tokenizer
+        yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(
             f"cannot load a model and tokenizer from {model!r}: expected a folder written by "
             f"save_pretrained, or a Hub id that can be reached. transformers says: {error}"
         ) from error
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Low-rank adapters (LoRA): W + (alpha / rank)·B·A, with dropout before A.
+
+    Attributes:
+        target: `all-linear`, or names of modules with commas between them.
+    """
+
+    rank: int
+    alpha: int
+    dropout: float
+    target: str = "all-linear"
+
+
+def adapters(model: PreTrainedModel, low_rank: LowRank) -> Any:
+    """What peft is to train in place of the model's weights.
+
+    Raises:
+        InputError: `target` names a module that the model lacks.
+    """
+    from peft import LoraConfig
+
+    targets = [name.strip() for name in low_rank.target.split(",")]
+    known = {name.rpartition(".")[2] for name, module in model.named_modules() if not list(module.children())}
+    for name in targets:
+        if name not in known | {"all-linear"}:
+            raise unknown_name("module in lora_target", name, known - {""})
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=low_rank.rank,
+        lora_alpha=low_rank.alpha,
+        lora_dropout=low_rank.dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+    )
 
 
 def embedded_policy(progress: Callable[[int, int, str], None] | None = None) -> Path:

@@ -1,4 +1,7 @@
-"""Settings of `lambda-grpo train`: defaults ← recipe ← flags, checked before anything long runs."""
+"""Settings of `lambda-grpo train`: defaults ← recipe ← flags, checked before anything long runs.
+
+A recipe with the key `extends` is laid over another one: the name of one of ours, or a path.
+"""
 
 import dataclasses
 import re
@@ -12,6 +15,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
+from lambda_grpo import processes
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.options import (
@@ -65,7 +69,7 @@ def resolve(recipe: str, flags: Sequence[str]) -> Settings:
         check_best_is_kept(options, config)
     if "output_dir" not in given:
         kind = "compare" if options.compare else folder_name(config.credit)
-        stamp = time.strftime("%Y%m%d-%H%M%S")
+        stamp = processes.agreed(time.strftime("%Y%m%d-%H%M%S"))
         config.output_dir = f"runs/{re.sub('[^a-z0-9]+', '-', options.task)}-{kind}-{stamp}"
     values = asdict(options) | config.to_dict()
     explicit = {name: values[name] for name in dict.fromkeys([*given, "output_dir"])}
@@ -100,12 +104,26 @@ def _parse(parser: _Parser, flags: Sequence[str]) -> tuple[TrainOptions, LambdaG
     return options, config
 
 
-def _read_recipe(recipe: str) -> dict[str, Any]:
-    path = Path(recipe)
-    if not path.suffix:
-        path = RECIPES / f"{recipe}.yaml"
-        if not path.exists():
-            raise unknown_name("recipe", recipe, [known.stem for known in RECIPES.glob("*.yaml")])
+def _read_recipe(recipe: str, readers: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys of a recipe, laid over those of the recipe that its `extends` names."""
+    content = _read_yaml(recipe)
+    if "extends" not in content:
+        return content
+    base = content.pop("extends")
+    readers = (*readers, recipe)
+    if not isinstance(base, str):
+        raise InputError(f"recipe {recipe!r}: extends: expected the name of a recipe, got {base!r}")
+    if base in readers:
+        raise InputError(f"recipe {recipe!r}: extends itself: {' → '.join((*readers, base))}")
+    return _read_recipe(base, readers) | content
+
+
+def _read_yaml(recipe: str) -> dict[str, Any]:
+    ours, path = RECIPES / f"{recipe}.yaml", Path(recipe)
+    if ours.exists():
+        path = ours
+    elif path.suffix not in (".yaml", ".yml") and not path.exists():
+        raise unknown_name("recipe", recipe, [known.stem for known in RECIPES.glob("*.yaml")])
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

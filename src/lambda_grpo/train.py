@@ -13,14 +13,16 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
-from lambda_grpo import console, curves, policy, runs, splits
+from lambda_grpo import console, curves, policy, processes, runs, splits
 from lambda_grpo.callbacks import CheckMetric, Log, Refresh, Report
 from lambda_grpo.engines.trl import LambdaGRPOTrainer
-from lambda_grpo.evaluation import Evaluation, Sampling, evaluate
+from lambda_grpo.errors import InputError
+from lambda_grpo.evaluation import Evaluation, Sampling
 from lambda_grpo.options import Settings, TrainOptions
 from lambda_grpo.splits import Splits
 from lambda_grpo.tasks import Problem, Task, get_task
 from lambda_grpo.tasks.base import score
+from lambda_grpo.tasks.chat import Chat
 
 
 @dataclass(frozen=True)
@@ -82,18 +84,17 @@ def train(settings: Settings) -> Trained:
     folder = Path(config.output_dir)
     transformers_logging.disable_progress_bar()
     task = get_task(options.task)
+    if options.system_prompt:
+        task = Chat(task, options.system_prompt)
     if options.model != policy.EMBEDDED:
         model, tokenizer = policy.load_policy(options.model, **(config.model_init_kwargs or {}))
-    runs.check_unused(folder)
+    processes.on_first(lambda: runs.check_unused(folder))
     problems = _draw(task, settings)
-    runs.create_run_folder(folder)
-    with runs.written_whole(folder / "config.yaml") as aside:
-        aside.write_text(yaml.safe_dump(settings.explicit, sort_keys=False, allow_unicode=True))
+    processes.on_first(lambda: _begin(folder, settings))
     if options.model == policy.EMBEDDED:
-        with console.progress("Pre-training the embedded policy (once)") as shown:
-            path = policy.embedded_policy(shown)
-        model, tokenizer = policy.load_policy(str(path))
-    tokenizer.save_pretrained(folder / "tokenizer")
+        model, tokenizer = _embedded()
+    if processes.is_first():
+        tokenizer.save_pretrained(folder / "tokenizer")
 
     started = time.monotonic()
     trainer = _trainer(model, tokenizer, task, problems, settings)
@@ -107,10 +108,23 @@ def train(settings: Settings) -> Trained:
     trainer.save_model(str(folder / "model"))
     seconds = round(time.monotonic() - started, 1)
     trained = Trained(folder, before, after, *_outcome(trainer, problems, options), seconds)
-    _write(trained, settings)
-    if config.save_rollouts:
-        report.write()
+    if processes.is_first():
+        _write(trained, settings)
+        if config.save_rollouts:
+            report.write()
     return trained
+
+
+def _embedded() -> Any:
+    with console.progress("Pre-training the embedded policy (once)") as shown, processes.first_goes_ahead():
+        path = policy.embedded_policy(shown)
+    return policy.load_policy(str(path))
+
+
+def _begin(folder: Path, settings: Settings) -> None:
+    runs.create_run_folder(folder)
+    with runs.written_whole(folder / "config.yaml") as aside:
+        aside.write_text(yaml.safe_dump(settings.explicit, sort_keys=False, allow_unicode=True))
 
 
 def show(trained: Trained) -> None:
@@ -134,7 +148,14 @@ def _draw(task: Task, settings: Settings) -> Splits:
         options.validation_problems if options.validate_every else 0,
         options.eval_problems,
     )
-    return splits.draw(task, wanted, settings.config.seed)
+    problems = splits.draw(task, wanted, settings.config.seed)
+    least = settings.config.generation_batch_size // settings.config.num_generations
+    if len(problems.train) < least:
+        raise InputError(
+            f"train_problems: {len(problems.train)} problems are left to train on, and a step takes {least}: "
+            "raise train_problems, or lower the batch size"
+        )
+    return problems
 
 
 def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings: Settings) -> _Trainer:
@@ -142,6 +163,8 @@ def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings:
         [{"prompt": problem.prompt, "problem": i} for i, problem in enumerate(part, start)]
         for part, start in ((problems.train, 0), (problems.validation, len(problems.train)))
     )
+    options = settings.options
+    low_rank = policy.LowRank(options.lora_r, options.lora_alpha, options.lora_dropout, options.lora_target)
     trainer = _Trainer(
         model,
         _reward_function(task, [*problems.train, *problems.validation]),
@@ -149,6 +172,7 @@ def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings:
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(validation) if validation else None,
         processing_class=tokenizer,
+        peft_config=policy.adapters(model, low_rank) if low_rank.rank else None,
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -157,8 +181,8 @@ def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings:
         if tied := getattr(model, "all_tied_weights_keys", None):
             # Tells transformers that tied weights are not missing from the checkpoint it loads.
             model._keys_to_ignore_on_save = model._keys_to_ignore_on_save or list(tied)
-    if settings.options.early_stopping_patience:
-        trainer.add_callback(EarlyStoppingCallback(settings.options.early_stopping_patience))
+    if options.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(options.early_stopping_patience))
     return trainer
 
 
@@ -208,7 +232,7 @@ def _evaluate(trainer: _Trainer, task: Task, problems: Sequence[Problem], title:
     )
     model = trainer.accelerator.unwrap_model(trainer.model)
     with console.progress(title) as shown:
-        return evaluate(model, trainer.processing_class, task, problems, sampling, shown)
+        return processes.evaluate(model, trainer.processing_class, task, problems, sampling, shown)
 
 
 def _reward_function(task: Task, problems: Sequence[Problem]) -> Any:

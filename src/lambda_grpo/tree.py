@@ -16,6 +16,7 @@ empty leaf that the definition gives it.
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -168,7 +169,9 @@ class ProcessTree:
     def per_token(self, values: ArrayLike, fill: float = 0) -> NDArray[Any]:
         """Spread one value per node, (N,), over its tokens: (G, T), `fill` past the end."""
         values_N = np.asarray(values)
-        return np.append(values_N, np.asarray(fill, values_N.dtype))[self.step_index]
+        by_index = np.empty(len(values_N) + 1, values_N.dtype)
+        by_index[:-1], by_index[-1] = values_N, fill  # step_index is -1 past the end
+        return by_index[self.step_index]
 
     def policy_tokens(self, mask: ArrayLike | None = None) -> NDArray[np.bool_]:
         """(G, T) bool: the tokens inside completions that `mask` (G, T), if given, marks as the
@@ -292,9 +295,8 @@ def _build(
         "first": lo - row_starts[groups[order[lo]]].astype(np.int32),
     }
     trees = []
-    for g in range(num_groups):
-        in_group = slice(row_starts[g], row_starts[g + 1])
-        nodes = slice(node_starts[g], node_starts[g + 1])
+    for rows_of, nodes_of in zip(pairwise(row_starts.tolist()), pairwise(node_starts.tolist()), strict=True):
+        in_group, nodes = slice(*rows_of), slice(*nodes_of)
         fields = {name: values[in_group] for name, values in per_row.items()}
         fields |= {name: values[nodes] for name, values in per_node.items()}
         trees.append(ProcessTree(**fields, _flat=flat))

@@ -29,6 +29,7 @@ from trl import GRPOConfig
 from lambda_grpo import measures
 from lambda_grpo.credit import advantage_varies, get_credit, try_credit
 from lambda_grpo.engines.trl_packing import MODES, TreePacking
+from lambda_grpo.engines.trl_ranks import check_agreement, checked_rollouts
 from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.runs import Rollouts, write_rollouts
 from lambda_grpo.tree import ProcessTree
@@ -128,6 +129,7 @@ class LambdaGRPOTrainer(TreePacking):
 
     _tag_names = ["trl", "lambda-grpo"]
 
+    rollout_func: Any
     _scored: _Scored  # the generation batch at hand
     _weights: torch.Tensor | None = None  # (B, T) while the loss of a micro-batch is computed
     _logps: torch.Tensor  # (B, T) that micro-batch's log-probs
@@ -138,6 +140,8 @@ class LambdaGRPOTrainer(TreePacking):
         if args is not None and not isinstance(args, LambdaGRPOConfig):
             raise InputError(f"args: expected a LambdaGRPOConfig, got {type(args).__name__}")
         super().__init__(model, reward_funcs, args or LambdaGRPOConfig(), *rest, **kwargs)
+        if self.rollout_func is not None:
+            self.rollout_func = checked_rollouts(self.rollout_func)
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
@@ -177,6 +181,7 @@ class LambdaGRPOTrainer(TreePacking):
         """What TRL generated and scored, with the rows of other processes where a group needs them."""
         ids = self._scored.completion_ids
         count = len(ids)
+        check_agreement(self.accelerator, count, "tool_mask" in batch)
         first = start = self.accelerator.process_index * count
         straddles = self.accelerator.num_processes > 1 and count % size > 0
         per_func = self._scored.rewards_per_func

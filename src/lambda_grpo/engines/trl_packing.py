@@ -108,11 +108,12 @@ class TreePacking(GRPOTrainer):
         worthwhile = packable and (
             self.args.tree_packing == "on" or self._gain(model, trees, ids) >= WORTHWHILE
         )
+        raw, unique = sum(tree.raw_tokens for tree in trees), sum(tree.num_tokens for tree in trees)
         if self.accelerator.num_processes > 1:
-            votes = torch.tensor([worthwhile], device=self.accelerator.device)
-            worthwhile = bool(self.accelerator.gather(votes).all())
-        if packable and torch.is_grad_enabled():
-            raw, unique = sum(tree.raw_tokens for tree in trees), sum(tree.num_tokens for tree in trees)
+            mine = torch.tensor([worthwhile, raw, unique], device=self.accelerator.device)
+            votes, raw, unique = self.accelerator.reduce(mine, reduction="sum").tolist()
+            worthwhile = votes == self.accelerator.num_processes
+        if unique and torch.is_grad_enabled():
             self._metrics["train"]["tree/packed"].append(float(worthwhile))
             self._metrics["train"]["tree/raw_per_unique"].append(raw / unique)
         return worthwhile

@@ -6,6 +6,8 @@ delimiters, or a worked text with `\\boxed{…}` or, as in GSM8K, `#### …` at 
 worked text, math-verify takes the last `\\boxed{…}`, else what follows a phrase like "the answer is", else
 the last formula or number.
 
+Numbers below 0.001 must agree in three digits: math-verify rounds to six decimals.
+
 A gold answer that math-verify cannot parse never becomes a problem: its row is skipped, counted and logged. A
 completion that it cannot parse, or not in time, scores 0. Parsing and comparing run in a worker process under
 one time limit, because math-verify's own works in the main thread only and cannot stop C code.
@@ -96,7 +98,7 @@ class Maths:
 
     def score(self, problem: Problem, completion: str) -> float:
         """1 if math-verify finds the completion's answer equal to the gold one, else 0."""
-        return float(self._in_time(_equal, problem.answer, completion))
+        return float(same_answer(problem.answer, completion, self._seconds))
 
     def traits(self, completion: str) -> Mapping[str, float]:
         return {}
@@ -110,7 +112,7 @@ class Maths:
             if not self._belongs(prompt, split):
                 continue
             if gold not in self._gold_parses:
-                self._gold_parses[gold] = self._in_time(_parses, gold)
+                self._gold_parses[gold] = parses(gold, self._seconds)
             if self._gold_parses[gold]:
                 yield Problem(prompt, gold)
             else:
@@ -135,12 +137,6 @@ class Maths:
         part = self._rows.parts["test"]
         return {_key(self._read("test", i)[0]) for i in range(len(part))}
 
-    def _in_time(self, function: Any, *args: str) -> bool:
-        try:
-            return bool(call(function, *args, seconds=self._seconds, importing="math_verify"))
-        except CallStopped:
-            return False
-
     def _report(self, skipped: int) -> None:
         if skipped:
             place, gold = list(self.unparsable.items())[-skipped]
@@ -148,6 +144,23 @@ class Maths:
                 "%s: skipped %d rows whose gold answer math-verify cannot parse, the first at %s: %r",
                 self._rows.source, skipped, place, gold[:80],
             )  # fmt: skip
+
+
+def same_answer(gold: str, completion: str, seconds: float = SECONDS) -> bool:
+    """Whether math-verify finds a completion's answer equal to the gold one (`gold_text`), in time."""
+    return _in_time(_equal, gold, completion, seconds=seconds)
+
+
+def parses(gold: str, seconds: float = SECONDS) -> bool:
+    """Whether math-verify finds an answer in a text, in time."""
+    return _in_time(_parses, gold, seconds=seconds)
+
+
+def _in_time(function: Any, *args: str, seconds: float) -> bool:
+    try:
+        return bool(call(function, *args, seconds=seconds, importing="math_verify"))
+    except CallStopped:
+        return False
 
 
 def gold_text(answer: Any) -> str:
@@ -207,7 +220,17 @@ def _parses(gold: str) -> bool:
 def _equal(gold: str, completion: str) -> bool:
     from math_verify import verify
 
-    return bool(verify(_parse_gold(gold), _parse(completion), timeout_seconds=None))
+    right, found = _parse_gold(gold), _parse(completion)
+    return bool(verify(right, found, timeout_seconds=None)) and not _small_and_apart(right, found)
+
+
+def _small_and_apart(right: Any, found: Any) -> bool:
+    """math-verify rounds to six decimals, and to it 1.6e-19 is -9.1e-31: small numbers need three digits."""
+    try:
+        gold, answer = float(right[0]), float(found[0])
+    except (TypeError, ValueError, OverflowError, IndexError):  # no number
+        return False
+    return 0 < abs(gold) < 1e-3 and abs(gold - answer) > 1e-3 * abs(gold)
 
 
 def _parse(text: str) -> Any:

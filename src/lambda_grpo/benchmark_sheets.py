@@ -1,0 +1,100 @@
+"""What each model is asked, and what it has answered so far: one sheet per model and benchmark."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lambda_grpo import policy
+from lambda_grpo.answer_log import AnswerLog
+from lambda_grpo.estimates import Floats
+from lambda_grpo.sampling import Sampling, encode
+from lambda_grpo.tasks.benchmarks import Benchmark
+from lambda_grpo.tasks.chat import as_chat
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How the problems are asked.
+
+    Attributes:
+        sampling: its `samples` answers per problem.
+        greedy: the likeliest answer; then one is enough.
+        system_prompt: stands before each problem, which is the user's message.
+        engine: `transformers`, `vllm`, or `auto`: vLLM if it is installed and there is a CUDA device.
+        pass_at: the k of pass@k; None for 2, 4, 8, … and all samples.
+    """
+
+    sampling: Sampling
+    greedy: bool
+    system_prompt: str
+    engine: str
+    pass_at: Sequence[int] | None = None
+
+
+@dataclass
+class Sheet:
+    """One model's answers to one benchmark, and the prompts as token ids."""
+
+    model: str
+    benchmark: Benchmark
+    prompts: list[list[int]]
+    log: AnswerLog
+    samples: int
+
+    def missing(self) -> list[int]:
+        return [row for row in range(len(self.prompts) * self.samples) if row not in self.log.done]
+
+    def array(self, field: str) -> Floats:
+        """(P, K) of a field of the answers."""
+        rows = range(len(self.prompts) * self.samples)
+        values = np.array([getattr(self.log.done[row], field) for row in rows], np.float64)
+        return values.reshape(len(self.prompts), self.samples)
+
+
+def lay_out(model: str, benchmarks: Sequence[Benchmark], asking: Asking, folder: Path) -> list[Sheet]:
+    """One sheet per benchmark for a model.
+
+    Raises:
+        InputError: a tokenizer that cannot be loaded or has no chat template, answers under other settings.
+    """
+    tokenizer = policy.load_tokenizer(model)
+    slug = re.sub(r"[^A-Za-z0-9._]+", "-", model).strip("-.")
+    found = []
+    for benchmark in benchmarks:
+        chats = [as_chat(problem.prompt, asking.system_prompt) for problem in benchmark.problems]
+        prompts = [encode(tokenizer, chat) for chat in chats]
+        settings = _settings(model, benchmark, prompts, asking)
+        log = AnswerLog(folder / slug / f"{benchmark.name}.jsonl", settings)
+        found.append(Sheet(model, benchmark, prompts, log, asking.sampling.samples))
+    return found
+
+
+def _settings(model: str, benchmark: Benchmark, prompts: Any, asking: Asking) -> dict[str, Any]:
+    """What the answers and their rewards depend on."""
+    golds = [problem.answer for problem in benchmark.problems]
+    drawn = asdict(asking.sampling)
+    if asking.greedy:  # the rest has no influence
+        drawn = {"max_new_tokens": asking.sampling.max_new_tokens, "samples": 1}
+    return {
+        "model": model,
+        "weights": _fingerprint(Path(model)),
+        "problems": hashlib.sha256(repr((prompts, golds)).encode()).hexdigest()[:16],
+        "engine": asking.engine,
+        "greedy": asking.greedy,
+        "system_prompt": asking.system_prompt,
+        **drawn,
+    }
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """Tells a local model from a later one in its folder, by sizes and times; None for one of the Hub."""
+    if not folder.is_dir():
+        return None
+    files = [(path.name, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
+    text = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
