@@ -3,8 +3,8 @@
 Every run starts from the same policy; the seed draws problems and completions. A finished run is kept in
 runs.jsonl at once, so an experiment that was stopped goes on with `--output` and the same folder.
 
-runs.jsonl     one line per run: validation accuracy by step, and the processor seconds that training took so far
-results.json   peak, step of the peak, mean over the curve, end, each with interval; paired differences from grpo
+runs.jsonl     one line per run: validation accuracy and reward by step, and processor seconds of training so far
+results.json   peak, step of the peak, mean over the curve, end, with intervals; paired differences from grpo
 curves.png     accuracy against steps and against seconds; differences of the peaks
 """
 
@@ -96,7 +96,7 @@ class Curve(TrainerCallback):
     problems: Sequence[Problem]
     sampling: Sampling
     every: int
-    points: list[tuple[int, float, float]] = field(default_factory=list)
+    points: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     began: float = 0.0
 
@@ -112,10 +112,17 @@ class Curve(TrainerCallback):
             self.validate(state.global_step)
 
     def validate(self, step: int) -> None:
-        """Add (step, sampled accuracy, seconds so far)."""
-        answers = answer(self.model, self.tokenizer, self.task, self.problems, self.sampling)
-        accuracy = float(answers.measures()["sampled_accuracy"].mean())
-        self.points.append((step, round(accuracy, 4), round(self.seconds, 2)))
+        """Add a point: accuracy and mean reward of sampled completions, and the seconds so far."""
+        found = answer(self.model, self.tokenizer, self.task, self.problems, self.sampling).measures()
+        accuracy, reward = (float(found[name].mean()) for name in ("sampled_accuracy", "mean_reward"))
+        self.points.append(
+            {
+                "steps": step,
+                "accuracy": round(accuracy, 4),
+                "reward": round(reward, 4),
+                "seconds": round(self.seconds, 2),
+            }
+        )
 
 
 def train(settings: Mapping[str, Any], model: str, task: str, credit: str, seed: int) -> dict[str, Any]:
@@ -142,10 +149,9 @@ def train(settings: Mapping[str, Any], model: str, task: str, credit: str, seed:
         trainer.add_callback(curve)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    equal = [row["frac_reward_zero_std"] for row in trainer.state.log_history if "frac_reward_zero_std" in row]
-    names = ("steps", "accuracy", "seconds")
-    columns = {name: list(values) for name, values in zip(names, zip(*curve.points), strict=True)}
-    return {**columns, "groups_without_difference": round(sum(equal) / len(equal), 4)}
+    columns = {name: [point[name] for point in curve.points] for name in curve.points[0]}
+    logged = [row["frac_reward_zero_std"] for row in trainer.state.log_history if "frac_reward_zero_std" in row]
+    return {**columns, "equal_groups": round(sum(logged) / len(logged), 4)}
 
 
 def _config(settings: Mapping[str, Any], credit: str, seed: int, folder: str) -> LambdaGRPOConfig:
