@@ -5,13 +5,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from lambda_grpo import InputError, cli
-from lambda_grpo.experiments import EXPERIMENTS, command, expected, overlap
+from lambda_grpo.experiments import EXPERIMENTS, command, curves_figures, expected, overlap
+from lambda_grpo.experiments.rare_branches import HeadSums, Overshoot
 from lambda_grpo.experiments.timing import branching_group
+from lambda_grpo.tasks import Problem
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,6 +126,32 @@ def test_binary_tree_in_miniature_disagrees_with_the_impossible(
     assert "unknown credit 'no_such'" in capsys.readouterr().err
 
 
+def test_binary_tree_goes_on_where_it_was_stopped(
+    planted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lambda_grpo.experiments import toy_training
+
+    (planted / "expected.json").write_text('{"full": {}, "quick": {}}')
+    whole, stopped = planted / "whole", planted / "stopped"
+    assert reproduce("binary-tree", "-o", str(whole)) == 0
+    assert "Nothing to compare with" in capsys.readouterr().out
+    lines = (whole / "runs.jsonl").read_text().splitlines(keepends=True)
+    stopped.mkdir()
+    (stopped / "runs.jsonl").write_text("".join(lines[:10]))
+
+    trained, train = [], toy_training.train
+    monkeypatch.setattr(toy_training, "train", lambda *args: trained.append(args) or train(*args))
+    assert reproduce("binary-tree", "-o", str(stopped)) == 0
+    assert len(trained) == (len(lines) - 10) * 2  # 3 seeds, two at once
+    assert (stopped / "runs.jsonl").read_text() == "".join(lines), "and it is what it would have been"
+
+    assert reproduce("binary-tree", "-o", str(stopped), "--seeds", "2") == 2
+    assert "runs made with seeds 3, not 2: choose another --output, or --seeds 3" in capsys.readouterr().err
+    (stopped / "runs.jsonl").write_text('{"cell": "n=1"}\n')
+    assert reproduce("binary-tree", "-o", str(stopped)) == 2
+    assert "does not hold runs of this experiment" in capsys.readouterr().err
+
+
 def test_cost_in_miniature(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quick_policy: None
 ) -> None:
@@ -177,3 +206,44 @@ def test_overlap_trains_and_reads_any_run_folder(
     assert (tmp_path / "read" / "overlap.png").exists()
     assert reproduce("overlap", "--runs", str(tmp_path), "-o", str(tmp_path / "none")) == 2
     assert "is no run folder" in capsys.readouterr().err
+
+
+def test_curves_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str], quick_policy: None) -> None:
+    flags = ["--tasks", "lambda_grpo.experiments.rare_branches:HeadSums", "--credits", "grpo,lambda_grpo"]
+    flags += ["--seeds", "1", "--steps", "2", "--validate_every", "1", "--validation_problems", "8"]
+    assert reproduce("curves", *flags, "-o", str(tmp_path / "out")) == 0
+    assert "too few seeds" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
+    assert [row["credit"] for row in rows] == ["grpo", "lambda_grpo"]
+    assert all(row["steps"] == [0, 1, 2] and row["seconds"][2] > row["seconds"][1] > 0 for row in rows)
+    assert rows[0]["accuracy"][0] == rows[1]["accuracy"][0], "the same policy and problems at the start"
+    assert (tmp_path / "out" / "curves.png").exists()
+
+
+def test_what_curves_come_to_by_hand() -> None:
+    """λ-GRPO's peaks are 0.1 above grpo's in each of five seeds, then below in each, then on both sides."""
+
+    def rows(credit: str, peaks: list[float]) -> list[dict[str, Any]]:
+        return [
+            {"task": "m:T", "credit": credit, "seed": i, "steps": [0, 5, 10], "accuracy": [0.1, p, 0.2]}
+            for i, p in enumerate(peaks)
+        ]
+
+    base = [0.5, 0.6, 0.4, 0.5, 0.5]
+    for change, verdict in (([0.1] * 5, "wins"), ([-0.1] * 5, "loses"), ([0.1, -0.1, 0.1, -0.1, 0], "ties")):
+        peaks = [b + c for b, c in zip(base, change, strict=True)]
+        grpo, other = curves_figures.compare([*rows("grpo", base), *rows("lambda_grpo", peaks)])
+        assert (grpo.verdict, other.verdict) == ("", verdict)
+        assert other.differences["peak"].mean == pytest.approx(sum(change) / 5)
+        assert other.estimates["step of the peak"].mean == 5
+        flat = curves_figures.flat([grpo, other])
+        assert flat["T | grpo | peak"] == 0.5
+        assert flat["T | lambda_grpo - grpo | peak"] == pytest.approx(sum(change) / 5)
+
+
+def test_what_the_rare_branches_earn() -> None:
+    problem = Problem("1+2+3=", 6)
+    assert [HeadSums().score(problem, text) for text in (".6", "?3,6", ".7", "")] == [1, 0.3, 0, 0]
+    assert [Overshoot().score(problem, text) for text in (".11", ".10", ".6", "?3,6", ".", "")] == [
+        1, -0.5, -0.5, 0, -0.5, 0,
+    ]  # fmt: skip

@@ -3,12 +3,12 @@
 Every combination of cell, variant and learning rate sees the same seeds: the same targets, the same weights
 at the start and the same random numbers. So differences are taken seed by seed.
 
-runs.jsonl     one line per combination: the target's frequency of each seed, and the curve over steps
+runs.jsonl     one line per combination: the target's frequency of each seed, and the curve over steps; an
+               experiment that was stopped goes on with `--output` and the same folder
 results.json   means and paired differences from grpo and lambda_grpo, with 95% bootstrap intervals over seeds
 *.png          curves of each learning rate, and the ranking
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from lambda_grpo import console
 from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.estimates import resampled_means
-from lambda_grpo.experiments import binary_tree_figures, toy_training
+from lambda_grpo.experiments import binary_tree_figures, kept_runs, toy_training
 from lambda_grpo.experiments.binary_tree_figures import CURVE_STEPS
 from lambda_grpo.experiments.ranking import BASELINES, mean_table, rank_intervals
 from lambda_grpo.experiments.toy_training import GROUP, Variant
 from lambda_grpo.experiments.toy_tree import Cell
 
+RESUMES_FROM = kept_runs.FILE
 CONTROLS = tuple(toy_training.controls(0))
 CONTROLLED = ("grpo", "lambda_grpo", "lambda_grpo_matched")
 
@@ -39,6 +40,15 @@ class Combination:
     variant: Variant
     learning_rate: float
 
+    def identity(self) -> dict[str, Any]:
+        """As runs.jsonl names it."""
+        return {
+            "cell": self.cell.name,
+            "mode": self.cell.mode,
+            "variant": self.variant.name,
+            "learning_rate": self.learning_rate,
+        }
+
 
 def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
     """Train all combinations, write runs and pictures, print the ranking; the figures.
@@ -48,15 +58,12 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
     """
     if settings["steps"] < settings["last_steps"]:
         raise InputError(f"last_steps: {settings['last_steps']} of only {settings['steps']} steps")
-    rows = []
+    shared = {key: settings[key] for key in ("model", "seeds", "steps", "last_steps", "beta")}
     combinations = _combinations(settings)
+    wanted = [c.identity() for c in combinations]
+    train = _Trainer(settings)
     with console.progress("Training") as shown:
-        total = len(combinations) * settings["seeds"]
-        for done, counts in enumerate(_train(combinations, settings), 1):
-            rows.append(_row(combinations[done - 1], counts, settings["last_steps"]))
-            with (output / "runs.jsonl").open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-            shown(done * settings["seeds"], total)
+        rows = kept_runs.complete(output, wanted, shared, lambda i: train(combinations[i]), shown)
     binary_tree_figures.draw([row for row in rows if row["variant"] not in CONTROLS], output)
     return summary(rows)
 
@@ -80,34 +87,38 @@ def _combinations(settings: Mapping[str, Any]) -> list[Combination]:
     return [Combination(cell, variant, rate) for rate, variant in plan for cell in cells(settings)]
 
 
-def _train(combinations: list[Combination], settings: Mapping[str, Any]) -> Any:
-    """Yield (steps, seeds, 16) counts of each combination."""
-    seeds, at_once = range(settings["seeds"]), settings["models_at_once"]
-    parts = [seeds[i : i + at_once] for i in range(0, len(seeds), at_once)]
-    draws = [toy_training.draw(part, settings["steps"]) for part in parts]
-    kept = [toy_training.policies(settings["model"], part) for part in parts] if len(parts) == 1 else []
-    for c in combinations:
+class _Trainer:
+    """Trains all seeds of a combination; draws and policies are the same for all combinations."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.model, self.last_steps = settings["model"], settings["last_steps"]
+        seeds, at_once = range(settings["seeds"]), settings["models_at_once"]
+        self.parts = [seeds[i : i + at_once] for i in range(0, len(seeds), at_once)]
+        self.draws = [toy_training.draw(part, settings["steps"]) for part in self.parts]
+        self.kept = [self._policies(0)] if len(self.parts) == 1 else []
+
+    def __call__(self, c: Combination) -> dict[str, Any]:
+        """What a line of runs.jsonl holds beside the identity."""
         counts = []
-        for i, part in enumerate(parts):
-            start = kept[i] if kept else toy_training.policies(settings["model"], part)
-            counts.append(toy_training.train(start, draws[i], c.cell, c.variant, c.learning_rate))
-        yield np.concatenate(counts, axis=1)
+        for i, draws in enumerate(self.draws):
+            start = self.kept[i] if self.kept else self._policies(i)
+            counts.append(toy_training.train(start, draws, c.cell, c.variant, c.learning_rate))
+        return _measures(np.concatenate(counts, axis=1), c.cell, self.last_steps)
+
+    def _policies(self, i: int) -> toy_training.Policies:
+        return toy_training.policies(self.model, self.parts[i])
 
 
-def _row(combination: Combination, counts: NDArray[np.uint8], last: int) -> dict[str, Any]:
-    """One line of runs.jsonl from the counts (steps, seeds, 16) of each `leaf XOR target`."""
+def _measures(counts: NDArray[np.uint8], cell: Cell, last: int) -> dict[str, Any]:
+    """From the counts (steps, seeds, 16) of each `leaf XOR target`."""
     frequency = counts / GROUP
     final = frequency[-last:].mean(axis=0)
     points = len(frequency) // CURVE_STEPS
     curve = frequency[: points * CURVE_STEPS, :, 0].reshape(points, CURVE_STEPS, -1).mean(axis=1).T
     low, high = np.quantile(resampled_means(curve), [0.025, 0.975], axis=0)
     return {
-        "cell": combination.cell.name,
-        "mode": combination.cell.mode,
-        "variant": combination.variant.name,
-        "learning_rate": combination.learning_rate,
         "target": final[:, 0].round(4).tolist(),
-        "good_others": final[:, combination.cell.rewards() == 0.7].sum(axis=1).round(4).tolist(),
+        "good_others": final[:, cell.rewards() == 0.7].sum(axis=1).round(4).tolist(),
         "curve": {
             "mean": curve.mean(axis=0).round(3).tolist(),
             "low": low.round(3).tolist(),

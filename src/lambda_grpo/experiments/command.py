@@ -15,7 +15,8 @@ from lambda_grpo.experiments import EXPERIMENTS, expected
 DESCRIPTION = """\
 Run one of our results again and say whether it agrees with experiments/NAME/expected.json. Without NAME:
 list them. Every key of experiments/NAME/config.yaml is a flag, --key value (lists: a,b,c); the figures of
-other settings are not compared. The exit status is 1 if a figure disagrees.
+other settings are not compared. binary-tree and curves go on where they were stopped if --output names their
+folder. The exit status is 1 if a figure disagrees.
 """
 
 
@@ -129,6 +130,9 @@ def _report(checks: Sequence[expected.Check]) -> int:
 
     from lambda_grpo import console
 
+    if not checks:
+        print("Nothing to compare with: expected.json expects no figure of these settings.")
+        return 0
     shown = Table("figure", "expected", "got", "")
     for check in checks:
         verdict = "agrees" if check.agrees else "DISAGREES"

@@ -1,34 +1,32 @@
 """curves: validation accuracy during training, credit beside credit, over the same seeds.
 
-Every run starts from the same policy; the seed draws problems and completions. A finished run is kept in
-runs.jsonl at once, so an experiment that was stopped goes on with `--output` and the same folder.
+Every run starts from the same policy; the seed draws problems and completions.
 
-runs.jsonl     one line per run: validation accuracy and reward by step, and processor seconds of training so far
+runs.jsonl     one line per run: validation accuracy, reward and processor seconds of training, by step; an
+               experiment that was stopped goes on with `--output` and the same folder
 results.json   peak, step of the peak, mean over the curve, end, with intervals; paired differences from grpo
 curves.png     accuracy against steps and against seconds; differences of the peaks
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from lambda_grpo import console, policy, runs, splits
+from lambda_grpo import console, policy, splits
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
-from lambda_grpo.errors import InputError
 from lambda_grpo.evaluation import Sampling, answer
-from lambda_grpo.experiments import curves_figures
+from lambda_grpo.experiments import curves_figures, kept_runs
 from lambda_grpo.tasks import Problem, Task, get_task
 from lambda_grpo.tasks.base import score
 
-RESUMES_FROM = "runs.jsonl"
-_IDENTITY = ("task", "credit", "seed")
+RESUMES_FROM = kept_runs.FILE
 
 
 def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
@@ -38,52 +36,17 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
         InputError: an unknown task or credit, or runs.jsonl holds runs with other settings.
     """
     shared = {key: value for key, value in settings.items() if key not in ("tasks", "credits", "seeds")}
-    wanted = [
-        {"task": task, "credit": credit, "seed": seed}
-        for seed in range(settings["seeds"])
-        for task in settings["tasks"]
-        for credit in settings["credits"]
-    ]
-    path = output / RESUMES_FROM
-    rows = read(path, shared)
-    done = {tuple(row[key] for key in _IDENTITY) for row in rows}
+    names = ("seed", "task", "credit")
+    plan = product(range(settings["seeds"]), settings["tasks"], settings["credits"])
+    wanted = [dict(zip(names, which, strict=True)) for which in plan]
     transformers_logging.disable_progress_bar()
     model = _policy(settings["model"])
     with console.progress("Runs") as shown:
-        for i, which in enumerate(wanted):
-            note = ", ".join(f"{key} {which[key]}" for key in _IDENTITY)
-            shown(i, len(wanted), note)
-            if tuple(which.values()) not in done:
-                rows.append({**which, "settings": shared, **train(shared, model, **which)})
-                _write(path, rows)
-        shown(len(wanted), len(wanted))
-    rows = [row for row in rows if {key: row[key] for key in _IDENTITY} in wanted]
+        rows = kept_runs.complete(output, wanted, shared, lambda i: train(shared, model, **wanted[i]), shown)
     compared = curves_figures.compare(rows)
     curves_figures.show(compared)
     curves_figures.draw(rows, compared, output / "curves.png")
     return curves_figures.flat(compared)
-
-
-def read(path: Path, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The runs that are finished.
-
-    Raises:
-        InputError: they were made with other settings.
-    """
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    for row in rows:
-        other = {k: v for k, v in row["settings"].items() if shared.get(k) != v}
-        if other:
-            raise InputError(
-                f"{str(path)!r} holds runs with other settings ({other}): choose another --output, or the "
-                "same settings"
-            )
-    return rows
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with runs.written_whole(path) as aside:
-        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @dataclass
@@ -150,7 +113,9 @@ def train(settings: Mapping[str, Any], model: str, task: str, credit: str, seed:
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     columns = {name: [point[name] for point in curve.points] for name in curve.points[0]}
-    logged = [row["frac_reward_zero_std"] for row in trainer.state.log_history if "frac_reward_zero_std" in row]
+    logged = [
+        row["frac_reward_zero_std"] for row in trainer.state.log_history if "frac_reward_zero_std" in row
+    ]
     return {**columns, "equal_groups": round(sum(logged) / len(logged), 4)}
 
 

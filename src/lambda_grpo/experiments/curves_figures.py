@@ -15,7 +15,13 @@ from lambda_grpo.estimates import Estimate, bootstrap
 
 Rows = Sequence[Mapping[str, Any]]
 BASELINE = "grpo"
-COLOURS = {"grpo": "black", "lambda_grpo": "#d62728", "optimistic": "#1f77b4", "lambda_grpo_matched": "#ff7f0e"}
+COLOURS = {  # of the best known; others take what is left
+    "grpo": "black",
+    "lambda_grpo": "#d62728",
+    "optimistic": "#1f77b4",
+    "lambda_grpo_matched": "#ff7f0e",
+}
+LEAST_SEEDS = 5  # for a verdict
 MEASURES = ("peak", "step of the peak", "mean over steps", "end")
 
 
@@ -40,6 +46,8 @@ class Compared:
         """Of the peak: `wins` or `loses` against grpo if the interval of the difference excludes 0."""
         if not self.differences:
             return ""
+        if len(self.peaks) < LEAST_SEEDS:
+            return "too few seeds"
         peak = self.differences["peak"]
         return "wins" if peak.low > 0 else "loses" if peak.high < 0 else "ties"
 
@@ -136,7 +144,9 @@ def draw(rows: Rows, compared: Sequence[Compared], path: Path) -> None:
         axes.set_xlabel(label)
     seeds = len({row["seed"] for row in rows})
     figure.suptitle(f"Mean over {seeds} seeds; bands and bars: 95% bootstrap intervals", x=0.01, ha="left")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
     with runs.written_whole(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
 

@@ -1,7 +1,7 @@
-"""Two tasks on the prompts of `thinking-sums` in which right answers are few, and rare among their siblings.
+"""Two tasks on the prompts of `thinking-sums` in which right answers are few and rare among their siblings.
 
-What the embedded policy does at the start: it thinks in 40% of its completions, and otherwise answers directly
-(`.22`), spread over about four to either side of the total.
+What the embedded policy does at the start: it thinks in 40% of its completions, and otherwise answers
+directly (`.22`), spread over about four to either side of the total.
 """
 
 import re
@@ -23,7 +23,7 @@ class HeadSums(ThinkingSums):
 
 
 class Overshoot(ThinkingSums):
-    """Anti-exploitation: a direct answer that is 5 or more too high earns 1, any other −0.5; thinking earns 0.
+    """Anti-exploitation: a direct answer 5 or more too high earns 1, any other −0.5; thinking earns 0.
 
     At the start 2% are right. They share the first token, and often the next, with nine bad siblings each.
     """
