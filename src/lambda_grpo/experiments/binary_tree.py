@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from lambda_grpo import console
 from lambda_grpo.errors import InputError, unknown_name
-from lambda_grpo.estimates import resampled_means
+from lambda_grpo.estimates import bootstrap, resampled_means
 from lambda_grpo.experiments import binary_tree_figures, kept_runs, toy_training
 from lambda_grpo.experiments.binary_tree_figures import CURVE_STEPS
 from lambda_grpo.experiments.ranking import BASELINES, mean_table, rank_intervals
 from lambda_grpo.experiments.toy_training import GROUP, Variant
 from lambda_grpo.experiments.toy_tree import Cell
 
+MISSED_BELOW = 0.1  # a seed whose target is sampled less often has missed it
 RESUMES_FROM = kept_runs.FILE
 CONTROLS = tuple(toy_training.controls(0))
 CONTROLLED = ("grpo", "lambda_grpo", "lambda_grpo_matched")
@@ -133,10 +134,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
     Credits are ranked at each learning rate and over all of them; the controls stand beside the credits that
     they control for.
     """
-    figures: dict[str, float] = {}
-    for row in rows:
-        name = f"{row['cell']} | lr {row['learning_rate']:g} | {row['variant']}"
-        figures[name] = round(float(np.mean(row["target"])), 4)
+    figures = _by_cell(rows)
     credits = [row for row in rows if row["variant"] not in CONTROLS]
     rates = list(dict.fromkeys(row["learning_rate"] for row in rows))
     for mode in dict.fromkeys(row["mode"] for row in rows):
@@ -152,6 +150,26 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
             here = [r for r in rows if (r["mode"], r["learning_rate"]) == (mode, rate)]
             chosen = [r for r in here if r["variant"] in (*CONTROLS, *CONTROLLED)]
             figures |= _ranking(f"controls, {mode} | lr {rate:g}", chosen, (*BASELINES, *CONTROLS[1:3]))
+    return figures
+
+
+def _by_cell(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean, seeds that missed the target and paired difference from grpo of every combination."""
+    figures: dict[str, float] = {}
+    frequency = {(r["cell"], r["learning_rate"], r["variant"]): np.array(r["target"]) for r in rows}
+    for (cell, rate, variant), found in frequency.items():
+        name = f"{cell} | lr {rate:g} | {variant}"
+        figures[name] = round(float(found.mean()), 4)
+        figures[f"{name} | missed"] = int((found < MISSED_BELOW).sum())
+        base = frequency.get((cell, rate, "grpo"))
+        if base is not None and variant != "grpo":
+            difference = bootstrap(found - base)
+            for part, value in (
+                ("", difference.mean),
+                (" | low", difference.low),
+                (" | high", difference.high),
+            ):
+                figures[f"{name} - grpo{part}"] = round(value, 4)
     return figures
 
 

@@ -97,9 +97,8 @@ def _ranking(rows: Rows, path: Path) -> None:
         "Mean over cells with 95% bootstrap intervals over seeds, by learning rate", x=0.01, ha="left"
     )
     handles = [panels[0].plot([], [], "o", color=f"C{i}")[0] for i in range(len(rates))]
-    figure.legend(
-        handles, [f"{rate:g}" for rate in rates], loc="outside lower center", ncols=4, frameon=False
-    )
+    labels = [f"learning rate {rate:g}" for rate in rates]
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     _save(figure, path)
 
 
