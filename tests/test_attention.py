@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import make_model
 
 from lambda_grpo import attention, attention_plan
-from lambda_grpo.attention import TreeLayout, TreeMask, dense_attention, tree_attention
+from lambda_grpo.attention import TreeLayout, TreeMask, dense_attention, tree_attention, use_tree_attention
 from lambda_grpo.attention_pieces import Scores
 from lambda_grpo.attention_plan import Limits, num_pairs, plan_attention
 
@@ -203,3 +204,20 @@ def test_on_cuda() -> None:  # pragma: no cover
     literal = value_and_gradients(lambda *x: dense_attention(*x, layout.mask().cuda(), Scores(0.4)), inputs)
     for a, b in zip(ours, literal, strict=True):
         assert (a - b).abs().max() < 1e-10
+
+
+def test_plain_rows_keep_their_dropout() -> None:
+    """A model that was switched, and then cannot be packed, runs its rows as SDPA does: same random numbers."""
+    ids = torch.arange(12).view(2, 6)
+    outcomes = []
+    for switched in (False, True):
+        model = make_model("qwen2")
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        if switched:
+            use_tree_attention(model)
+        torch.manual_seed(3)
+        outcomes.append([model.train()(ids).logits, model.eval()(ids).logits])
+    assert torch.equal(outcomes[0][0], outcomes[1][0])
+    assert torch.equal(outcomes[0][1], outcomes[1][1])
+    assert not torch.equal(*outcomes[0])

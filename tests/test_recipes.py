@@ -44,7 +44,7 @@ def test_section_5(recipe: str, model: str, beta: float, rate: float, credit: st
     assert config.max_completion_length == 4096
     assert (options.lora_r, options.lora_alpha, options.lora_dropout) == (64, 128, 0.05)
     assert (options.validate_every, options.validation_problems) == (25, 125)
-    assert (config.save_strategy, config.load_best_model_at_end) == ("best", True)
+    assert (config.save_strategy, config.load_best_model_at_end) == ("steps", True)
     assert config.use_bias_correction_kl is False
     assert (config.loss_type, config.lr_scheduler_type) == ("dapo", "constant")
     assert options.validation_problems % config.per_device_eval_batch_size == 0  # TRL averages over batches

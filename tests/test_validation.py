@@ -156,7 +156,7 @@ def test_a_slow_report_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixt
     state = type("State", (), {"global_step": 1, "max_steps": 9, "is_world_process_zero": True})
     refresh.on_step_end(None, state, None)
     assert refresh.passed_over == 0
-    assert "holds no rollouts" in capsys.readouterr().out.replace("\n", " ")
+    assert "holds no rollouts" in " ".join(capsys.readouterr().out.split())
     refresh.seconds = 1.0
     refresh.on_step_end(None, state, None)
     refresh.ended -= 11
@@ -220,8 +220,8 @@ def test_what_the_table_leaves_comes_first() -> None:
         (["--validation_problems=0", "--validate_every=2"], "validation_problems: expected at least 1"),
         (["--early_stopping_patience=2"], "early_stopping_patience needs validation: set validate_every"),
         (["--eval_strategy=steps", "--eval_steps=5"], "need validation problems: set validate_every"),
-        (["--validate_every=2", "--eval_steps=3"], "validate_every is 2, but eval_strategy"),
-        (["--validate_every=2", "--save_strategy=steps"], "save_steps is 500, so the best"),
+        (["--validate_every=2", "--eval_steps=3"], "validate_every is 2, but eval_steps is 3"),
+        (["--validate_every=2", "--save_steps=4"], "save_steps is 4, so the best"),
         (["--validate_every=2", "--save_strategy=no"], "save and eval strategy to match"),
         (["--validate_every=2", "--per_device_eval_batch_size=6"], "generations used for evaluation (4)"),
         (["--train_problems=1"], "train_problems: 1 problems are left to train on, and a step takes 2"),

@@ -153,12 +153,14 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, mask: TreeMask, scores: Scor
     return attend(q, k, v, rows, scores)
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scores: Scores) -> Tensor:
+def dense_attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scores: Scores, dropout: float = 0.0
+) -> Tensor:
     """Attention with a bool mask, true where visible, broadcast to (B, H, queries, keys); None: causal."""
     if scores.softcap is None:
         causal = visible is None and q.shape[2] > 1
         return functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, is_causal=causal, scale=scores.scale, enable_gqa=True
+            q, k, v, visible, dropout, causal, scale=scores.scale, enable_gqa=True
         )
     if visible is None:
         visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
@@ -166,7 +168,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, sco
     s = scores.softcap * torch.tanh(q @ k.mT * (scores.scale / scores.softcap))
     s = s.masked_fill(~visible, torch.finfo(s.dtype).min)  # finite: padding sees nothing, and must not be NaN
     weights = s.softmax(dim=-1, dtype=torch.promote_types(s.dtype, torch.float32))
-    return weights.to(v.dtype) @ v
+    return functional.dropout(weights.to(v.dtype), dropout) @ v
 
 
 def _make_mask(*args: Any, local_size: int | None = None, **kwargs: Any) -> TreeMask | Tensor | None:
@@ -214,7 +216,7 @@ def _attention(
             f"{type(module).__name__} makes its own attention mask; train it without tree packing"
         )
     else:
-        out = dense_attention(query, key, value, attention_mask, scores)
+        out = dense_attention(query, key, value, attention_mask, scores, dropout)  # plain rows may drop out
     return out.transpose(1, 2).contiguous(), None
 
 

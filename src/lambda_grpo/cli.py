@@ -28,7 +28,8 @@ settings:
   --credit CREDIT     lambda_grpo (the default), lambda_grpo_matched, lambda_grpo_unique, grpo, process,
                       optimistic, tempo, treepo, vineppo, or a function of yours: my_module:my_credit
   --credit_kwargs KW  the credit's own parameters as JSON, such as '{"tau": 0.3}' for optimistic
-  --output_dir DIR    run folder (runs/TASK-CREDIT-TIME)
+  --output_dir DIR    run folder (runs/TASK-CREDIT-TIME); an unfinished run there goes on
+  --overwrite         start over: remove the run that lies in the run folder
   --compare A,B       train with each of these credits from the same start, and show them side by side
   --validate_every N  validate on held-out problems every N steps and keep the best checkpoint
   --early_stopping_patience N  stop after N validations without a new best
@@ -152,7 +153,7 @@ def _run(resolved: "Settings") -> tuple[Path, str]:
 
 
 def _process() -> str:
-    """Which of a job's processes this is, as torchrun and `accelerate launch` tell it; nothing if it is alone."""
+    """Which of a job's processes this is, by what torchrun and `accelerate launch` set; nothing if alone."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     return f" (process {os.environ.get('RANK', '0')} of {count})" if count > 1 else ""
 

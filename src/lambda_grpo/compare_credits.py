@@ -9,12 +9,11 @@ import gc
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
-
-from lambda_grpo import console, curves, processes, runs
+from lambda_grpo import console, curves, processes, results, resume, runs
 from lambda_grpo.callbacks import Report
 from lambda_grpo.options import Settings
-from lambda_grpo.train import Trained, train
+from lambda_grpo.results import Trained
+from lambda_grpo.train import train
 
 
 def compare(settings: Settings) -> Path:
@@ -23,18 +22,28 @@ def compare(settings: Settings) -> Path:
     Raises:
         InputError: as `train`.
     """
-    folder = Path(settings.config.output_dir)
-    processes.on_first(lambda: runs.check_unused(folder))
+    run = resume.Run(
+        Path(settings.config.output_dir), settings.explicit, settings.options.overwrite, "compare.json"
+    )
+    resume.check(run)
+    if resume.finished(run):
+        console.run_finished(run.folder)
+    else:
+        with resume.opened(run):
+            processes.on_first(lambda: runs.write_yaml(run.folder / "config.yaml", settings.explicit))
+            _train_each(run.folder, settings)
+    folders = {c: Path(settings.for_credit(c).config.output_dir) for c in settings.credits}
+    _show({credit: results.read(folder) for credit, folder in folders.items()})
+    return run.folder
+
+
+def _train_each(folder: Path, settings: Settings) -> None:
     compared: dict[str, Trained] = {}
     for credit in settings.credits:
         compared[credit] = train(settings.for_credit(credit))
         gc.collect()  # trainers refer to themselves; the next one needs the memory
     if processes.is_first():
-        with runs.written_whole(folder / "config.yaml") as aside:
-            aside.write_text(yaml.safe_dump(settings.explicit, sort_keys=False, allow_unicode=True))
         _write(folder, settings, compared)
-    _show(compared)
-    return folder
 
 
 def _write(folder: Path, settings: Settings, compared: dict[str, Trained]) -> None:
@@ -51,11 +60,11 @@ def _write(folder: Path, settings: Settings, compared: dict[str, Trained]) -> No
                 "model_step": run.model_step,
                 "validation": asdict(run.validated) if run.validated else None,
                 "seconds": run.seconds,
+                "resumed_from": run.resumed_from,
             }
             for credit, run in compared.items()
         },
     }
-    runs.write_json(folder / "compare.json", content)
     curves.draw_comparison(
         folder / "compare.png",
         {credit: run.folder for credit, run in compared.items()},
@@ -64,6 +73,7 @@ def _write(folder: Path, settings: Settings, compared: dict[str, Trained]) -> No
     if settings.config.save_rollouts:
         folders = [run.folder for run in compared.values()]
         Report(folders, folder / "report.html", first.folder / "tokenizer").write()
+    runs.write_json(folder / "compare.json", content)  # last: the comparison is finished
 
 
 def _show(compared: dict[str, Trained]) -> None:
@@ -72,7 +82,8 @@ def _show(compared: dict[str, Trained]) -> None:
     for credit, run in compared.items():
         title = f"{credit} after"
         columns[title] = run.after
-        more["seconds"][title] = f"{run.seconds:.0f}"
+        since = "" if run.resumed_from is None else f"\nfrom step {run.resumed_from} on"
+        more["seconds"][title] = f"{run.seconds:.0f}{since}"
         if run.validated:
             more["best validation"][title] = (
                 f"{run.validated.best_value:.3f}\nat step {run.validated.best_step}"

@@ -1,7 +1,9 @@
 """What the commands show in a terminal: progress bars and tables of evaluations."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
@@ -13,6 +15,19 @@ from lambda_grpo.estimates import Estimate
 from lambda_grpo.evaluation import Evaluation
 
 CONSOLE = Console()
+
+
+def run_starts(folder: Path, resumed_from: int | None) -> None:
+    """Say where the run is, where it goes on, and how it would after a kill."""
+    if resumed_from is not None:
+        CONSOLE.print(f"{folder}: goes on from the checkpoint of step {resumed_from}", markup=False)
+    else:
+        again = shlex.join(["lambda-grpo", "train", "--config", str(folder / "config.yaml")])
+        CONSOLE.print(f"{folder}: if this is stopped, `{again}` goes on", markup=False)
+
+
+def run_finished(folder: Path) -> None:
+    CONSOLE.print(f"{folder}: finished before: nothing was done (--overwrite starts over)", markup=False)
 
 
 class Shown(Protocol):

@@ -37,3 +37,9 @@ def missing_extra(package: str, extra: str) -> InputError:
     return InputError(
         f"this needs the package {package}, which is not installed: pip install 'lambda-grpo[{extra}]'"
     )
+
+
+def expect(holds: bool, name: str, got: object, expected: str) -> None:
+    """Raise an `InputError` that names what was wrong, unless the condition holds."""
+    if not holds:
+        raise InputError(f"{name}: got {got}, expected {expected}")

@@ -58,6 +58,9 @@ class TrainOptions:
     report_every: int = field(
         default=0, metadata={"help": "Refresh report.html every N steps; 0 for at the end only."}
     )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Start over: remove the run that lies in output_dir."}
+    )
     dry_run: bool = field(
         default=False,
         metadata={"help": "Two steps with a tiny random model, offline: do the settings fit together?"},
@@ -111,8 +114,9 @@ def implied(options: TrainOptions, config: LambdaGRPOConfig) -> Mapping[str, Any
         "eval_steps": options.validate_every,
         "eval_on_start": True,
         "per_device_eval_batch_size": group * max(fitting, default=most),
-        "save_strategy": "best",
-        "save_total_limit": 1,
+        "save_strategy": "steps",  # the last one is where a killed run goes on
+        "save_steps": options.validate_every,
+        "save_total_limit": 1,  # beside the best
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_reward",
     }
@@ -135,6 +139,11 @@ def check(options: TrainOptions, config: LambdaGRPOConfig) -> None:
         raise InputError(f"lora_dropout: expected at least 0 and below 1, got {options.lora_dropout}")
     if not isinstance(options.compare, str):
         raise InputError(f"compare: expected names with commas between them, got {options.compare!r}")
+    if options.validate_every and config.eval_steps not in (None, options.validate_every):
+        raise InputError(
+            f"validate_every is {options.validate_every}, but eval_steps is {config.eval_steps}: leave that "
+            "away"
+        )
     if not options.validate_every:
         if options.early_stopping_patience:
             raise InputError("early_stopping_patience needs validation: set validate_every too")
@@ -150,10 +159,9 @@ def check(options: TrainOptions, config: LambdaGRPOConfig) -> None:
 def check_best_is_kept(options: TrainOptions, config: LambdaGRPOConfig) -> None:
     """Transformers takes the best of the *saved* checkpoints; so the best must be among them."""
     every = options.validate_every
-    if (config.eval_strategy, config.eval_steps) != ("steps", every):
+    if config.eval_strategy != "steps":
         raise InputError(
-            f"validate_every is {every}, but eval_strategy is {config.eval_strategy.value!r} and eval_steps "
-            f"{config.eval_steps}: leave these two away"
+            f"validate_every is {every}, but eval_strategy is {config.eval_strategy.value!r}: leave that away"
         )
     if config.save_strategy == "steps" and config.save_steps != every:
         raise InputError(

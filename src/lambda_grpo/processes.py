@@ -16,8 +16,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch.distributed.tensor import DTensor
 
 from lambda_grpo import console
-from lambda_grpo.errors import LambdaGRPOError
-from lambda_grpo.evaluation import Answers, Evaluation, answer, expect, summarise, usual_pass_at
+from lambda_grpo.errors import LambdaGRPOError, expect
+from lambda_grpo.evaluation import Answers, Evaluation, answer, summarise, usual_pass_at
 from lambda_grpo.sampling import Sampling
 from lambda_grpo.tasks import Problem, Task
 

@@ -1,21 +1,25 @@
 """The run folder: what a training run leaves behind, each file written aside and renamed.
 
-config.yaml          every setting, resolved
+.lock                held while a process trains here
+config.yaml          what recipe and flags set: a recipe that repeats, or goes on with, the run
+before.json          the evaluation before training
 metrics.jsonl        one JSON object per logged step; names of validation begin with eval_
 tokenizer/           the policy's tokenizer
 rollouts/*.parquet   one row per completion: step, group, prompt, completion, token_ids, reward, advantage
-checkpoint-*/        as transformers writes them; with validation, the best
+checkpoint-*/        as transformers writes them, sealed (checkpoints.py); with validation, the best
 model/               the trained policy; with validation, the best
-results.json         the table before → after
 curve.png            the curves of metrics.jsonl
 report.html, .json   what `lambda-grpo report` makes of the rollouts
+results.json         the table before → after; written last: the run is finished
 
-A comparison holds such a folder for each credit and, over all of them, config.yaml, compare.json, compare.png
-and report.html.
+A comparison holds such a folder for each credit and, over all of them, config.yaml, compare.png, report.html
+and, last, compare.json. How a run goes on in its folder after a kill: resume.py.
 """
 
 import json
+import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,41 +29,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lambda_grpo.errors import InputError
 
-
-def create_run_folder(folder: Path) -> None:
-    """Make the run folder.
-
-    Raises:
-        InputError: it already holds something, or cannot be made.
-    """
-    check_unused(folder)
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _no_folder(folder, error) from error
-
-
-def check_unused(folder: Path) -> None:
-    """Refuse a folder that already holds something, or is none."""
-    try:
-        present = sorted(entry.name for entry in folder.iterdir())
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _no_folder(folder, error) from error
-    if present:
-        what = "another run" if "config.yaml" in present else "other files"
-        raise InputError(
-            f"output_dir {str(folder)!r} already holds {what} ({', '.join(present[:4])}"
-            f"{', …' if len(present) > 4 else ''}), and nothing is overwritten: choose another output_dir, "
-            "or remove it yourself"
-        )
-
-
-def _no_folder(folder: Path, error: OSError) -> InputError:
-    return InputError(f"output_dir {str(folder)!r}: cannot be used as a folder: {error}")
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -69,11 +46,25 @@ def written_whole(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.partial")
     try:
         yield aside
-        with aside.open("rb") as handle:
-            os.fsync(handle.fileno())
+        sync(aside)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """The same for a folder; what was at `path` is replaced."""
+    aside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        yield aside
+        for written in [*aside.rglob("*"), aside]:
+            sync(written)
+        shutil.rmtree(path, ignore_errors=True)
+        aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -81,16 +72,50 @@ def write_json(path: Path, content: Any) -> None:
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    import yaml
+
+    with written_whole(path) as aside:
+        aside.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+
+
 def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
-    """Add one line to metrics.jsonl."""
+    """Add one line to metrics.jsonl; what is no finite number becomes null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
     with (folder / "metrics.jsonl").open("a") as handle:
-        handle.write(json.dumps(dict(row)) + "\n")
+        handle.write(json.dumps(finite) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    """The rows of metrics.jsonl; a last line that was not written to its end is left out."""
+    lines = (folder / "metrics.jsonl").read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def sync_log(folder: Path) -> None:
+    """Wait until metrics.jsonl and the names of the rollouts are on the disk."""
+    for path in (folder / "metrics.jsonl", folder / "rollouts", folder):
+        if path.exists():
+            sync(path)
+
+
+def truncate_metrics(folder: Path, step: int) -> None:
+    """Keep the rows of metrics.jsonl up to and including `step`."""
+    path = folder / "metrics.jsonl"
+    if path.exists():
+        kept = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step]
+        with written_whole(path) as aside:
+            aside.write_text("".join(kept))
+
+
+def truncate_rollouts(folder: Path, step: int) -> None:
+    """Delete what was sampled after `step` optimiser steps and later."""
+    for path in (folder / "rollouts").glob("step-*-rank-*.parquet"):
+        if int(path.name.split("-")[1]) >= step:
+            path.unlink()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lambda_grpo.errors import InputError
+from lambda_grpo.errors import InputError, expect
 
 _NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 _GREEDY = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}  # transformers' own: no warning
@@ -102,9 +102,3 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
     own = model.generation_config.eos_token_id
     found = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
     return list(dict.fromkeys(token for token in found if token is not None))
-
-
-def expect(holds: bool, name: str, got: object, expected: str) -> None:
-    """Raise an `InputError` that names what was wrong, unless the condition holds."""
-    if not holds:
-        raise InputError(f"{name}: got {got}, expected {expected}")

@@ -55,15 +55,21 @@ def resolve(recipe: str, flags: Sequence[str]) -> Settings:
     given = _names_given(recipe, content, flags)
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     parser.set_defaults(
-        use_cpu=on_cpu, bf16=not on_cpu, report_to="none", logging_steps=1, save_rollouts=True
+        use_cpu=on_cpu,
+        bf16=not on_cpu,
+        report_to="none",
+        logging_steps=1,
+        save_rollouts=True,
+        restore_callback_states_from_checkpoint=True,
     )
     parser.set_defaults(**content)
     options, config = _parse(parser, flags)
     check(options, config)
     if options.validate_every:
         stands_for = implied(options, config)
-        if content.get("save_strategy") == "no":  # the best checkpoint has to lie somewhere
-            del content["save_strategy"]
+        if not content.get("validate_every"):  # a recipe without validation saves as suits a run without
+            for name in ("save_strategy", "save_steps"):
+                content.pop(name, None)
         parser.set_defaults(**{name: value for name, value in stands_for.items() if name not in content})
         options, config = _parse(parser, flags)
         check_best_is_kept(options, config)
@@ -72,7 +78,7 @@ def resolve(recipe: str, flags: Sequence[str]) -> Settings:
         stamp = processes.agreed(time.strftime("%Y%m%d-%H%M%S"))
         config.output_dir = f"runs/{re.sub('[^a-z0-9]+', '-', options.task)}-{kind}-{stamp}"
     values = asdict(options) | config.to_dict()
-    explicit = {name: values[name] for name in dict.fromkeys([*given, "output_dir"])}
+    explicit = {name: values[name] for name in dict.fromkeys([*given, "output_dir"]) if name != "overwrite"}
     settings = Settings(options, config, explicit)
     check_credits(settings)
     return settings

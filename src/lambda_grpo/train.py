@@ -2,67 +2,26 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
-from lambda_grpo import console, curves, policy, processes, runs, splits
+from lambda_grpo import checkpoints, console, curves, policy, processes, results, resume, runs, splits
 from lambda_grpo.callbacks import CheckMetric, Log, Refresh, Report
 from lambda_grpo.engines.trl import LambdaGRPOTrainer
 from lambda_grpo.errors import InputError
 from lambda_grpo.evaluation import Evaluation, Sampling
 from lambda_grpo.options import Settings, TrainOptions
+from lambda_grpo.results import Trained, Validated
 from lambda_grpo.splits import Splits
 from lambda_grpo.tasks import Problem, Task, get_task
 from lambda_grpo.tasks.base import score
 from lambda_grpo.tasks.chat import Chat
-
-
-@dataclass(frozen=True)
-class Validated:
-    """How validation went.
-
-    Attributes:
-        metric: what decides on the best, `eval_reward` unless set otherwise.
-        best_step, best_value: of the best checkpoint, which is the policy in `model/`. The policy at the
-            start is no checkpoint, even if it was better.
-        start_value: of the policy at the start; nan if it was not validated.
-        every, problems, problems_from: how often, on how many, from which of the task's splits.
-    """
-
-    metric: str
-    best_step: int
-    best_value: float
-    start_value: float
-    every: int
-    problems: int
-    problems_from: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.metric} {self.best_value:.3f} ({self.start_value:.3f} at the start), "
-            f"on {self.problems} held-out problems of the {self.problems_from} split"
-        )
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One run: where it is and how it went; `model_step` is the step of the policy in `model/`."""
-
-    folder: Path
-    before: Evaluation
-    after: Evaluation
-    steps: int
-    model_step: int
-    validated: Validated | None
-    seconds: float
 
 
 class _Trainer(LambdaGRPOTrainer):
@@ -73,58 +32,85 @@ class _Trainer(LambdaGRPOTrainer):
             torch.manual_seed(self.args.seed + self.accelerator.process_index)
             return super().evaluate(*args, **kwargs)
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        runs.sync_log(Path(self.args.output_dir))  # what the checkpoint builds on is on the disk before it
+        super()._save_checkpoint(*args, **kwargs)
+
 
 def train(settings: Settings) -> Trained:
-    """Train one policy.
+    """Train one policy, or go on with the unfinished run in the folder; of a finished one, say how it went.
 
     Raises:
-        InputError: an unknown task, an unreadable model, an output folder that is in use, too few problems.
+        InputError: an unknown task, an unreadable model, an output folder that holds something else or is in
+            use, too few problems.
+        LambdaGRPOError: the run folder cannot be written to.
     """
     options, config = settings.options, settings.config
-    folder = Path(config.output_dir)
+    run = resume.Run(Path(config.output_dir), settings.explicit, options.overwrite)
+    resume.check(run)
+    if resume.finished(run):
+        console.run_finished(run.folder)
+        return results.read(run.folder)
     transformers_logging.disable_progress_bar()
     task = get_task(options.task)
     if options.system_prompt:
         task = Chat(task, options.system_prompt)
+    loaded = None
     if options.model != policy.EMBEDDED:
-        model, tokenizer = policy.load_policy(options.model, **(config.model_init_kwargs or {}))
-    processes.on_first(lambda: runs.check_unused(folder))
+        loaded = policy.load_policy(options.model, **(config.model_init_kwargs or {}))
     problems = _draw(task, settings)
-    processes.on_first(lambda: _begin(folder, settings))
-    if options.model == policy.EMBEDDED:
-        model, tokenizer = _embedded()
-    if processes.is_first():
-        tokenizer.save_pretrained(folder / "tokenizer")
-
-    started = time.monotonic()
-    trainer = _trainer(model, tokenizer, task, problems, settings)
-    before = _evaluate(trainer, task, problems.test, "Evaluating before")
-    report = Report([folder], folder / "report.html", folder / "tokenizer")
-    with console.progress(f"Training with {config.credit}") as shown:
-        trainer.add_callback(Log(folder, shown))
-        trainer.add_callback(Refresh(report, options.report_every))
-        trainer.train()
-    after = _evaluate(trainer, task, problems.test, "Evaluating after")
-    trainer.save_model(str(folder / "model"))
-    seconds = round(time.monotonic() - started, 1)
-    trained = Trained(folder, before, after, *_outcome(trainer, problems, options), seconds)
-    if processes.is_first():
-        _write(trained, settings)
-        if config.save_rollouts:
-            report.write()
-    return trained
+    with resume.opened(run) as checkpoint:
+        processes.on_first(lambda: _begin(run, checkpoint))
+        model, tokenizer = loaded or _embedded()
+        if processes.is_first():
+            with runs.folder_written_whole(run.folder / "tokenizer") as aside:
+                tokenizer.save_pretrained(aside)
+        return _run(
+            _trainer(model, tokenizer, task, problems, settings), task, problems, settings, checkpoint
+        )
 
 
-def _embedded() -> Any:
+def _begin(run: resume.Run, checkpoint: Path | None) -> None:
+    runs.write_yaml(run.folder / "config.yaml", run.settings)
+    console.run_starts(run.folder, checkpoints.step_of(checkpoint) if checkpoint else None)
+
+
+def _embedded() -> tuple[Any, Any]:
     with console.progress("Pre-training the embedded policy (once)") as shown, processes.first_goes_ahead():
         path = policy.embedded_policy(shown)
     return policy.load_policy(str(path))
 
 
-def _begin(folder: Path, settings: Settings) -> None:
-    runs.create_run_folder(folder)
-    with runs.written_whole(folder / "config.yaml") as aside:
-        aside.write_text(yaml.safe_dump(settings.explicit, sort_keys=False, allow_unicode=True))
+def _run(
+    trainer: _Trainer, task: Task, problems: Splits, settings: Settings, checkpoint: Path | None
+) -> Trained:
+    """Evaluate, train, evaluate, and write what came of it."""
+    started, folder = time.monotonic(), Path(settings.config.output_dir)
+    before = processes.on_first(lambda: results.read_before(folder))
+    before = before or _evaluate(trainer, task, problems.test, "Evaluating before")
+    report = Report([folder], folder / "report.html", folder / "tokenizer")
+    main = trainer.is_world_process_zero()
+    if main:
+        results.write_before(folder, before)
+    with console.progress(f"Training with {settings.config.credit}") as shown:
+        trainer.add_callback(Log(folder, shown))
+        trainer.add_callback(Refresh(report, settings.options.report_every))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    after = _evaluate(trainer, task, problems.test, "Evaluating after")
+    written = runs.folder_written_whole(folder / "model") if main else nullcontext(folder / ".model.partial")
+    with written as aside:  # all processes take part where each holds a share of the weights
+        trainer.save_model(str(aside))
+        trainer.accelerator.wait_for_everyone()
+    seconds = time.monotonic() - started
+    resumed_from = checkpoints.step_of(checkpoint) if checkpoint else None
+    outcome = _outcome(trainer, problems, settings.options)
+    trained = Trained(folder, before, after, *outcome, round(seconds, 1), resumed_from)
+    if main:
+        curves.draw(folder, best_step=trained.validated.best_step if trained.validated else None)
+        if settings.config.save_rollouts:
+            report.write()
+        results.write(trained, settings.explicit)
+    return trained
 
 
 def show(trained: Trained) -> None:
@@ -178,9 +164,9 @@ def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings:
         trainer.remove_callback(callback)
     if validation:
         trainer.add_callback(CheckMetric())
-        if tied := getattr(model, "all_tied_weights_keys", None):
-            # Tells transformers that tied weights are not missing from the checkpoint it loads.
-            model._keys_to_ignore_on_save = model._keys_to_ignore_on_save or list(tied)
+    if tied := getattr(model, "all_tied_weights_keys", None):
+        # Tells transformers that tied weights are not missing from the checkpoint it loads.
+        model._keys_to_ignore_on_save = model._keys_to_ignore_on_save or list(tied)
     if options.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(options.early_stopping_patience))
     return trainer
@@ -204,21 +190,6 @@ def _outcome(trainer: _Trainer, problems: Splits, options: TrainOptions) -> tupl
     )
     loaded = config.load_best_model_at_end
     return state.global_step, validated.best_step if loaded else state.global_step, validated
-
-
-def _write(trained: Trained, settings: Settings) -> None:
-    results = {
-        "settings": settings.explicit,
-        "before": asdict(trained.before),
-        "after": asdict(trained.after),
-        "steps": trained.steps,
-        "model_step": trained.model_step,
-        "validation": asdict(trained.validated) if trained.validated else None,
-        "seconds": trained.seconds,
-        "versions": {name: version(name) for name in ("lambda-grpo", "torch", "transformers", "trl")},
-    }
-    runs.write_json(trained.folder / "results.json", results)
-    curves.draw(trained.folder, best_step=trained.validated.best_step if trained.validated else None)
 
 
 def _evaluate(trainer: _Trainer, task: Task, problems: Sequence[Problem], title: str) -> Evaluation:

@@ -28,8 +28,10 @@ from trl import GRPOConfig
 
 from lambda_grpo import measures
 from lambda_grpo.credit import advantage_varies, get_credit, try_credit
+from lambda_grpo.engines.trl_hazards import Guarded
 from lambda_grpo.engines.trl_packing import MODES, TreePacking
 from lambda_grpo.engines.trl_ranks import check_agreement, checked_rollouts
+from lambda_grpo.engines.trl_resume import Resumable
 from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.runs import Rollouts, write_rollouts
 from lambda_grpo.tree import ProcessTree
@@ -46,6 +48,8 @@ class LambdaGRPOConfig(GRPOConfig):
         tree_packing: run the model over the unique tokens of each micro-batch: `auto` where that should be
             faster (on CPUs; elsewhere its cost is unknown yet, and `auto` means `off`), `on`, or `off`.
         save_rollouts: write every generation batch to `output_dir/rollouts/*.parquet`.
+        reward_timeout: seconds that one call of a reward function may take, 0 for no limit.
+        max_skipped_steps: so many steps in a row whose gradients are not finite end training.
     """
 
     credit: str = field(
@@ -59,6 +63,13 @@ class LambdaGRPOConfig(GRPOConfig):
     )
     save_rollouts: bool = field(
         default=False, metadata={"help": "Write every generation batch to output_dir/rollouts."}
+    )
+
+    reward_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds one call of a reward function may take; 0 for no limit."}
+    )
+    max_skipped_steps: int = field(
+        default=10, metadata={"help": "Steps in a row with gradients that are not finite that end training."}
     )
 
     # Tells transformers which fields it may get as a JSON string.
@@ -115,7 +126,7 @@ class _Rows:
     mine: slice
 
 
-class LambdaGRPOTrainer(TreePacking):
+class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
     """`GRPOTrainer` whose tokens get the credit that `LambdaGRPOConfig.credit` names.
 
     Takes what `GRPOTrainer` takes. Logs beside TRL's metrics, each step: `tree/path_depth`,

@@ -22,9 +22,10 @@ def checked_rollouts(function: Callable[..., dict[str, Any]]) -> Callable[..., d
         for name in ("completion_ids", "prompt_ids", "logprobs"):
             rows = output.get(name)
             if rows is not None and len(rows) != len(prompts):
+                rank = trainer.accelerator.process_index
                 raise InputError(
-                    f"rollout_func, on process {trainer.accelerator.process_index}: got {len(rows)} {name} for "
-                    f"{len(prompts)} prompts, expected one for each, in the same order"
+                    f"rollout_func, on process {rank}: got {len(rows)} {name} for {len(prompts)} prompts, "
+                    "expected one for each, in the same order"
                 )
         return output
 
