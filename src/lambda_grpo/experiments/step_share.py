@@ -3,9 +3,9 @@
 Two settings: the demo's, half a million parameters and very short completions, where nothing could weigh
 more; and a random Qwen2 of 7.6 million parameters with completions of 32 tokens, still small as policies go.
 
-Two figures, with tree packing off, which would make our steps shorter. *Inside*: the time spent in our own
-lines within a step (trees, credit, measures, weighted loss), TRL's taken off; the gradient's one
-multiplication runs in the backward and is not in it. *Paired*: the difference of two steps on the same
+Two figures of processor time, with tree packing off, which would make our steps shorter. *Inside*: the time
+spent in our own lines within a step (trees, credit, measures, weighted loss), TRL's taken off; the gradient's
+one multiplication runs in the backward and is not in it. *Paired*: the difference of two steps on the same
 completions, one of each trainer, taken in turns; it holds everything, the machine's noise included.
 """
 
@@ -102,11 +102,11 @@ class _Clock:
         @functools.wraps(method)
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._inner.append(0.0)
-            started = time.perf_counter()
+            started = time.process_time()
             try:
                 return method(*args, **kwargs)
             finally:
-                elapsed = time.perf_counter() - started
+                elapsed = time.process_time() - started
                 self.spent[cls] = self.spent.get(cls, 0.0) + elapsed - self._inner.pop()
                 if self._inner:
                     self._inner[-1] += elapsed
@@ -193,8 +193,8 @@ def _trainer(cls: type, setting: Setting) -> Any:
 
 def _step(trainer: Any, rows: list[dict[str, Any]], seed: int) -> float:
     torch.manual_seed(seed)
-    started = time.perf_counter()
+    started = time.process_time()
     trainer.training_step(trainer.model, rows, None)
-    elapsed = time.perf_counter() - started
+    elapsed = time.process_time() - started
     trainer.model.zero_grad()
     return elapsed
