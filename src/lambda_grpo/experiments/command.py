@@ -52,9 +52,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> int:
     changed = override(settings, flags)
     output = args.output or Path(f"runs/{args.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     module = importlib.import_module(f"lambda_grpo.experiments.{args.name.replace('-', '_')}")
-    resumes_from = getattr(module, "RESUMES_FROM", None)  # a file: with it in the folder, a run goes on
-    if not (resumes_from and (output / resumes_from).exists()):
-        runs.create_run_folder(output)
+    _open(output, getattr(module, "RESUMES_FROM", None))
     started = time.monotonic()
     figures = module.run(settings, output)
     packages = ("lambda-grpo", "torch", "transformers", "trl", "numpy")
@@ -80,6 +78,20 @@ def folder_of(name: str) -> Path:
     here = Path(__file__).parent
     packaged = here / "folders" / name
     return packaged if packaged.is_dir() else here.parents[2] / "experiments" / name
+
+
+def _open(output: Path, resumes_from: str | None) -> None:
+    """Make the results folder; with the file `resumes_from` in it, an experiment goes on there."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        present = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"output {str(output)!r}: cannot be a results folder: {error}") from error
+    if present and resumes_from not in present:
+        raise InputError(
+            f"output {str(output)!r} already holds other files ({', '.join(present[:4])}), and nothing is "
+            "overwritten: choose another --output"
+        )
 
 
 def settings_of(path: Path, quick: bool) -> dict[str, Any]:

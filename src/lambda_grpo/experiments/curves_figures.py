@@ -88,7 +88,7 @@ def compare(rows: Rows) -> list[Compared]:
 
 def flat(compared: Sequence[Compared]) -> dict[str, float]:
     """Flat, for results.json: `task | credit | measure`, `… | low`, `… | high`, and `credit - grpo`."""
-    figures = {}
+    figures: dict[str, float] = {}
     for c in compared:
         for name, e in c.estimates.items():
             figures |= _bounds(f"{short(c.task)} | {c.credit} | {name}", e)
