@@ -137,7 +137,7 @@ def draw(rows: Rows, compared: Sequence[Compared], path: Path) -> None:
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
         for axes in line[:2]:
-            axes.set_ylim(0, 1)
+            axes.set_ylim(bottom=0)
     for axes, label in zip(
         panels[-1], ("step", "processor seconds of training", "peak minus grpo's, seed by seed"), strict=True
     ):
