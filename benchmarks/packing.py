@@ -13,7 +13,7 @@ TRL, and `auto` the time of the way that `tree_packing: auto` would choose by it
 Completions are made (`packing_groups.py`), those of the demo's policy excepted. A Qwen2-like model of random
 weights, float32; for the demo's completions also the demo's own policy.
 
-    python benchmarks/packing.py [--groups 8 16 64] [--json FILE] [--plot FILE]
+    python benchmarks/packing.py [--groups 8 16 64] [-o FOLDER]
 """
 
 import argparse
@@ -43,6 +43,7 @@ from lambda_grpo.packing import join, pack, tree_logps
 from lambda_grpo.packing_cost import WORTHWHILE, predicted_gain, row_work, tree_work
 
 RATIOS = (1, 1.5, 2, 4, 8, 16)
+PLAIN = ("TRL", "kept", "plain")
 
 Way = Callable[[], torch.Tensor]
 
@@ -165,7 +166,25 @@ def share_weights(model: Any, plain: Any) -> None:
     add_fused_lm_head(plain, outputs=("log_probs", "entropy"))
 
 
-def plot(table: list[dict[str, Any]], path: str) -> None:
+def markdown(table: list[dict[str, Any]]) -> str:
+    """The table in short: the best of the three plain ways in one column."""
+    lines = [
+        "| completions | rows | tokens | raw ÷ unique | TRL, ms | best plain | prompt shared | tree | over TRL "
+        "| over best plain | work ratio | MB, TRL → tree |",
+        "|---|" + "--:|" * 11,
+    ]
+    for row in table:
+        ms = {way: 1e3 * seconds for way, seconds in row["seconds"].items()}
+        best, memory = min(ms[way] for way in PLAIN), row["megabytes"]
+        lines.append(
+            f"| {row['name']} | {row['rows']} | {row['raw']:,} | {row['ratio']:.2f} | {ms['TRL']:,.0f} | {best:,.0f} "
+            f"| {ms['prompt']:,.0f} | {ms['tree']:,.0f} | {ms['TRL'] / ms['tree']:.2f}× | {best / ms['tree']:.2f}× "
+            f"| {row['work']:.2f}× | {memory['TRL']:,.0f} → {memory['tree']:,.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(table: list[dict[str, Any]], path: Path) -> None:
     """Speed-up over TRL and over the best plain step, against the ratio."""
     import matplotlib
 
@@ -176,7 +195,7 @@ def plot(table: list[dict[str, Any]], path: str) -> None:
     for ax, title in zip(axes, ("over TRL's own step", "over the best plain step"), strict=True):
         for name in dict.fromkeys(row["name"] for row in table):
             rows = [row for row in table if row["name"] == name]
-            baselines = ("TRL",) if ax is axes[0] else ("TRL", "kept", "plain")
+            baselines = PLAIN[:1] if ax is axes[0] else PLAIN
             faster = [min(r["seconds"][b] for b in baselines) / r["seconds"]["tree"] for r in rows]
             ax.plot([r["ratio"] for r in rows], faster, "o", alpha=0.8, label=name)
         ax.plot([1, 16], [1, 16], color="grey", linewidth=1, label="as many times as tokens repeat")
@@ -217,8 +236,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--json", help="write the table here")
-    parser.add_argument("--plot", help="draw it here")
+    parser.add_argument("-o", "--output", type=Path, help="folder for table.json, table.md and speed.png")
     args = parser.parse_args()
     transformers_logging.disable_progress_bar()
     construction()
@@ -236,10 +254,11 @@ def main() -> None:
     model, plain = (policy.load_policy(str(policy.embedded_policy()))[0].eval() for _ in range(2))
     share_weights(model, plain)
     table.append(compare(model, plain, "the demo, its own policy", demo, args.turns))
-    if args.json:
-        Path(args.json).write_text(json.dumps(table, indent=1) + "\n")
-    if args.plot:
-        plot(table, args.plot)
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        (args.output / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+        (args.output / "table.md").write_text(markdown(table))
+        plot(table, args.output / "speed.png")
 
 
 if __name__ == "__main__":
