@@ -52,14 +52,14 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> int:
     changed = override(settings, flags)
     output = args.output or Path(f"runs/{args.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     module = importlib.import_module(f"lambda_grpo.experiments.{args.name.replace('-', '_')}")
-    _open(output, getattr(module, "RESUMES_FROM", None))
+    goes_on = _open(output, getattr(module, "RESUMES_FROM", None))
     started = time.monotonic()
     figures = module.run(settings, output)
     packages = ("lambda-grpo", "torch", "transformers", "trl", "numpy")
     content = {
         "experiment": args.name,
         "settings": settings,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": None if goes_on else round(time.monotonic() - started, 1),
         "machine": platform.machine(),
         "versions": {name: version(name) for name in packages},
         "figures": figures,
@@ -80,8 +80,8 @@ def folder_of(name: str) -> Path:
     return packaged if packaged.is_dir() else here.parents[2] / "experiments" / name
 
 
-def _open(output: Path, resumes_from: str | None) -> None:
-    """Make the results folder; with the file `resumes_from` in it, an experiment goes on there."""
+def _open(output: Path, resumes_from: str | None) -> bool:
+    """Make the results folder; whether an experiment goes on there, with the file `resumes_from` in it."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         present = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
@@ -92,6 +92,7 @@ def _open(output: Path, resumes_from: str | None) -> None:
             f"output {str(output)!r} already holds other files ({', '.join(present[:4])}), and nothing is "
             "overwritten: choose another --output"
         )
+    return bool(present)
 
 
 def settings_of(path: Path, quick: bool) -> dict[str, Any]:
