@@ -136,14 +136,16 @@ def test_good_reward_functions_are_not_changed(tmp_path: Path) -> None:
     assert row["rewards/half/mean"] == 0.5
 
 
-def test_equal_rewards_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The float32 mean of six such values is another value; so TRL's advantages are not 0, and Adam steps."""
-    value = next(
-        v for v in torch.rand(99, generator=torch.manual_seed(0)) if v.expand(6).nanmean() != v
-    ).item()
+@pytest.mark.parametrize("one_unscored", [False, True])
+def test_equal_rewards_teach_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_unscored: bool
+) -> None:
+    """The float32 mean of five such values is another value; so TRL's advantages are not 0, and Adam steps."""
+    draws = torch.rand(999, generator=torch.manual_seed(0))
+    value = next(v for v in draws if v.expand(5).nanmean() != v and v.expand(6).nanmean() != v).item()
 
-    def equal(completions: list[str], **_: Any) -> list[float]:
-        return [value] * len(completions)
+    def equal(completions: list[str], **_: Any) -> list[float | None]:
+        return [value, value, None, value, value, value] * 4 if one_unscored else [value] * len(completions)
 
     trainer = with_reward(tmp_path / "ours", equal, max_steps=2)
     before = weights(trainer)
@@ -154,6 +156,16 @@ def test_equal_rewards_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     trainer = with_reward(tmp_path / "theirs", equal, max_steps=2)
     trainer.train()
     assert not unchanged(before, weights(trainer))
+
+
+def test_rewards_whose_sums_are_equal_teach_nothing(tmp_path: Path) -> None:
+    """One function gives 1 and 0 by turns, the other the rest of 1; weights count, too."""
+    turns = [1.0, 0.0] * 12
+    functions = [lambda prompts, **_: turns, lambda prompts, **_: [0.7 - 0.7 * one for one in turns]]
+    trainer = with_reward(tmp_path, functions, reward_weights=[0.7, 1.0])
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([{"prompt": p} for p in PROMPTS for _ in range(6)])
+    assert not batch["advantages"].any()
 
 
 def test_only_equal_rewards_lose_their_advantage(tmp_path: Path) -> None:

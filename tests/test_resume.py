@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import stress_resume
 import torch
@@ -86,6 +88,24 @@ def test_resumed_exactly(tmp_path: Path, checkpoint: int, settings: dict[str, An
     assert not torch.equal(whole[0][0], torch.zeros_like(whole[0][0]))
 
 
+def test_what_a_reward_function_logs_is_restored(tmp_path: Path) -> None:
+    """TRL writes the table at each logged line; numpy's numbers would need code to be read back."""
+
+    def reward(completions: list[str], log_extra: Any, log_metric: Any, **_: Any) -> list[float]:
+        log_extra("letters", list(np.array([len(text) for text in completions], np.float32)))
+        log_metric("longest", np.max([len(text) for text in completions]))
+        return [float(len(text)) for text in completions]
+
+    settings = {**MID_BUFFER, "max_steps": 4, "log_completions": True}
+    tables = []
+    for checkpoint in (0, 2):
+        trained(tmp_path, checkpoint, trainer_kwargs={"reward_funcs": reward}, **settings)
+        tables.append(pq.read_table(tmp_path / "completions" / "completions_00004.parquet"))
+    assert "letters" in tables[0].column_names
+    assert tables[0].num_rows == 24
+    assert tables[1].to_pylist() == tables[0].to_pylist()
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_packing_that_was_given_up_stays_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
@@ -135,7 +155,12 @@ def test_the_last_whole_checkpoint_is_taken(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3" / checkpoints.SEAL).unlink()
     (tmp_path / "checkpoint-2" / "optimizer.pt").write_bytes(b"half")
     assert [checkpoints.is_whole(path) for path in checkpoints.find(tmp_path)] == [True, False, False]
+    tables = [tmp_path / "completions" / f"completions_{step:05d}.parquet" for step in (2, 3)]
+    tables[0].parent.mkdir()
+    for table in tables:
+        table.touch()
     runs.truncate_rollouts(tmp_path, 2)
+    assert [table.exists() for table in tables] == [True, False]
     trainer = make_trainer(tmp_path, save_rollouts=True)
     trainer.train(resume_from_checkpoint=True)
     assert same(whole, outcome(trainer))

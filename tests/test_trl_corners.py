@@ -30,6 +30,7 @@ from trl import GRPOTrainer
 
 from lambda_grpo import ProcessTree, credit
 from lambda_grpo.reference import ReferenceGroup
+from lambda_grpo.rollouts import RolloutReader
 
 
 def assert_equals_the_oracle(trainer: Any, tolerance: float = 1e-6) -> list[dict[str, Any]]:
@@ -301,3 +302,7 @@ def test_a_group_that_straddles_two_processes(tmp_path: Path) -> None:
         expected = [1 / len(groups[row // 8].process_set(i, t)) for t in range(len(y))]
         assert weights[row][: len(y)] == pytest.approx(expected)
         assert not any(weights[row][len(y) :])
+    written = list(RolloutReader([tmp_path / "out"]))  # refuses groups that are cut in two
+    assert [len(group.token_ids) for group in written] == [8] * 6  # of two generation batches
+    first = [y.tolist() for group in written if int(group.name) < 3 for y in group.token_ids]
+    assert first == ids

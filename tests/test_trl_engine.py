@@ -20,6 +20,8 @@ from lambda_grpo.credit import CREDITS
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
 from lambda_grpo.policy import character_tokenizer
 from lambda_grpo.reference import ReferenceGroup
+from lambda_grpo.rollouts import RolloutReader
+from lambda_grpo.runs import truncate_rollouts
 
 TOKENIZER = character_tokenizer("abc")
 PROMPTS = ["a", "bb", "ca", "abc"]
@@ -279,6 +281,19 @@ def _own_advantages(batch: dict[str, Any], trainer: Any) -> np.ndarray:
         rows = [i for i, other in enumerate(prompts) if other == prompt]
         result[rows] = ReferenceGroup([[]] * GROUP).advantages(reward([texts[i] for i in rows]))
     return result
+
+
+def test_several_generation_batches_to_a_step_are_all_saved(tmp_path: Path) -> None:
+    settings = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 4, "steps_per_generation": 2}
+    trainer = make_trainer(tmp_path, save_rollouts=True, max_steps=2, **settings)
+    trainer.train()
+    names = sorted(file.name for file in (tmp_path / "rollouts").iterdir())
+    assert len(names) == 4
+    assert names[:2] == ["step-000000-rank-0-batch-1.parquet", "step-000000-rank-0.parquet"]
+    groups = list(RolloutReader([tmp_path]))
+    assert [len(group.token_ids) for group in groups] == [GROUP] * 8
+    truncate_rollouts(tmp_path, 1)
+    assert len(list((tmp_path / "rollouts").iterdir())) == 2
 
 
 def test_metrics_and_rollouts(tmp_path: Path) -> None:

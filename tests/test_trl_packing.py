@@ -166,9 +166,10 @@ def test_a_micro_batch_smaller_than_a_group(tmp_path: Path) -> None:
         assert len(set(trainer.processing_class.batch_decode(batch["prompt_ids"]))) == 1
 
 
-def test_nothing_to_predict(tmp_path: Path) -> None:
+@pytest.mark.parametrize("head_in_float32", [False, True])  # True: not the way of plain linear heads
+def test_nothing_to_predict(tmp_path: Path, head_in_float32: bool) -> None:
     """All completions truncated and masked: a differentiable zero, as in TRL."""
-    trainer = make_trainer(tmp_path, tree_packing="on")
+    trainer = make_trainer(tmp_path, tree_packing="on", cast_lm_head_to_fp32=head_in_float32)
     (batch,) = micro_batches(trainer)
     batch["completion_mask"] = torch.zeros_like(batch["completion_mask"])
     loss = trainer._compute_loss(trainer.model, batch)
@@ -208,6 +209,27 @@ def test_auto_packs_what_pays(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     assert packed([[2, 1, 2, 1, 1, 2, 2, 1, 1, 2] * 2] * 24) == 1
     assert packed(rng.integers(1, 4, (24, 20)).tolist()) == 0  # as many pieces of attention as completions
+
+
+def test_auto_is_off_where_costs_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TreePacking, "_pack", lambda *_: pytest.fail("packed"))
+    trainer = make_trainer(tmp_path, tree_packing="auto", beta=0.1)
+    monkeypatch.setattr(trainer.accelerator.state, "device", torch.device("meta"))
+    assert not trainer._may_pack
+    trainer.args.tree_packing = "on"
+    assert trainer._may_pack
+
+
+def test_what_auto_packs_is_the_same_after_resuming(tmp_path: Path) -> None:
+    """Wherever the process that goes on runs."""
+    settings = {"tree_packing": "auto", "save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(tmp_path, max_steps=1, **settings)
+    trainer._flops_per_second = 1e15  # so fast that only the calls of attention cost
+    trainer.train()
+    assert trainer.state.log_history[0]["tree/packed"] == 0
+    resumed = make_trainer(tmp_path, max_steps=2, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.log_history[-2]["tree/packed"] == 0
 
 
 def test_dropout_runs_plainly_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -101,8 +101,9 @@ def test_early_stopping_stops(planted: type[Planted], tmp_path: Path) -> None:
 
 def test_training_does_not_notice(tmp_path: Path) -> None:
     """The same losses with and without validation; and config.yaml repeats validation too."""
-    assert run(tmp_path / "without", "--max_steps=4") == 0
-    assert run(tmp_path / "with", "--max_steps=4", "--validate_every=2") == 0
+    noisy = f"--task={TASKS}:Noisy"
+    assert run(tmp_path / "without", "--max_steps=4", noisy) == 0
+    assert run(tmp_path / "with", "--max_steps=4", "--validate_every=2", noisy) == 0
     again = ["train", "--config", str(tmp_path / "with/config.yaml"), "--output_dir", str(tmp_path / "again")]
     assert cli.main(again) == 0
     rows = {name: runs.read_metrics(tmp_path / name) for name in ("without", "with", "again")}

@@ -33,6 +33,7 @@ from verl.workers.utils.losses import ppo_loss
 from verl_cpu import RATE, config, get, put, row
 
 import lambda_grpo
+from lambda_grpo.engines import verl as engine
 from lambda_grpo.engines import verl_check
 from lambda_grpo.engines.verl import PRODUCT_IS_EXACT, LambdaSyncTrainer, weighted_ppo_loss
 from lambda_grpo.errors import InputError, LambdaGRPOError
@@ -258,6 +259,15 @@ def test_the_advantages_are_verls_own_times_the_weights(queue: None) -> None:
     # Between root and leaf lie the 20 of b, which is no policy token, and the 5 of c_0 and c_1: one group of 3 is not flat.
     assert metrics["tree/flat_groups"] == pytest.approx(2 / 3)
     assert metrics["tree/path_depth"] == pytest.approx(2 / 9)
+
+
+def test_the_reward_is_that_of_a_rollouts_last_row() -> None:
+    """As verl's advantage; the rows before it may have none."""
+    rows = [np.array([1, 2]), np.array([3])]
+    columns = {"prompts": rows, "responses": rows, "response_mask": [np.ones(2), np.ones(1)],
+               "advantages": [np.ones(2), np.ones(1)], "rm_scores": [np.zeros(2), np.array([0.5])]}  # fmt: skip
+    found = engine._rows(["a_0_9", "a_0_10"], ["a", "a"], columns)
+    assert [row.reward for row in found] == [0.5, 0.5]
 
 
 def test_a_planted_fault_is_noticed(queue: None) -> None:

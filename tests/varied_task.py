@@ -1,4 +1,8 @@
-"""Tasks for tests: one that rewards even a policy that knows nothing, and one with few problems."""
+"""Tasks for tests: two that reward even a policy that knows nothing, and one with few problems."""
+
+import random
+
+import numpy as np
 
 from lambda_grpo.tasks import Problem, Split, ThinkingSums
 
@@ -8,6 +12,13 @@ class Varied(ThinkingSums):
 
     def score(self, problem: Problem, completion: str) -> float:
         return len(set(completion)) / 10
+
+
+class Noisy(Varied):
+    """With luck in its rewards, drawn from the random numbers of Python and numpy that everything shares."""
+
+    def score(self, problem: Problem, completion: str) -> float:
+        return super().score(problem, completion) + 0.1 * random.random() + 0.1 * float(np.random.rand())
 
 
 class Few(ThinkingSums):

@@ -80,7 +80,7 @@ def token_scores(
         return scores
     parts = [
         checkpoint(_scores_of, head, hidden[at], target[at], logits, use_reentrant=False)
-        for at in _chunks(len(hidden), rows)
+        for at in _chunks(len(hidden), rows) or [slice(0)]
     ]
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropies for _, entropies in parts])
 

@@ -75,12 +75,15 @@ def row_work(packed: PackedTree, config: Any, projected: int | None = None) -> W
     return _work(config, rows * width, rows * width**2, predicted, pieces=1)
 
 
-def predicted_gain(packed: PackedTree, config: Any, projected: int | None = None) -> float:
+def predicted_gain(
+    packed: PackedTree, config: Any, projected: int | None = None, rate: float | None = None
+) -> float:
     """How many times faster an update on the packed tree should be than on plain rows, on this machine's CPU.
 
     Args and shapes as for `row_work`. TRL on CPU projects every position: pass rows × width for `projected`.
+    `rate` is in floating-point operations per second; None: `flops_per_second` measures it.
     """
-    rate = _flops_per_second(torch.get_num_threads())
+    rate = rate or flops_per_second(torch.get_num_threads())
     return row_work(packed, config, projected).seconds(rate) / tree_work(packed, config).seconds(rate)
 
 
@@ -113,7 +116,7 @@ def _layer_weights(config: Any) -> int:
 
 
 @cache
-def _flops_per_second(threads: int) -> float:
+def flops_per_second(threads: int) -> float:
     """Of a matrix product with this number of threads: the best of five, about 50 ms in all."""
     a, b = torch.ones(512, 1024), torch.ones(1024, 1024)
     times = []

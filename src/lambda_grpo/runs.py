@@ -112,9 +112,12 @@ def truncate_metrics(folder: Path, step: int) -> None:
 
 
 def truncate_rollouts(folder: Path, step: int) -> None:
-    """Delete what was sampled after `step` optimiser steps and later."""
+    """Delete what was sampled after `step` optimiser steps and later, and TRL's tables of later steps."""
     for path in (folder / "rollouts").glob("step-*-rank-*.parquet"):
         if int(path.name.split("-")[1]) >= step:
+            path.unlink()
+    for path in (folder / "completions").glob("completions_*.parquet"):
+        if int(path.stem.split("_")[1]) > step:
             path.unlink()
 
 
@@ -124,6 +127,7 @@ class Rollouts:
 
     Attributes:
         step: optimiser steps done when they were sampled.
+        batch: which generation batch of this step, from 0.
         groups: (B,) int, the same number for completions of one prompt; numbered within the step.
         prompts, completions: B texts or lists of chat messages.
         token_ids: B lists of the completion's token ids.
@@ -137,6 +141,7 @@ class Rollouts:
     token_ids: Sequence[Sequence[int]]
     rewards: NDArray[np.floating[Any]]
     advantages: NDArray[np.floating[Any]]
+    batch: int = 0
 
 
 def write_rollouts(folder: str | Path, rollouts: Rollouts, rank: int = 0) -> Path:
@@ -158,7 +163,8 @@ def write_rollouts(folder: str | Path, rollouts: Rollouts, rank: int = 0) -> Pat
             "advantage": pa.array(np.asarray(rollouts.advantages, np.float64)),
         }
     )
-    path = Path(folder) / "rollouts" / f"step-{rollouts.step:06d}-rank-{rank}.parquet"
+    again = f"-batch-{rollouts.batch}" if rollouts.batch else ""
+    path = Path(folder) / "rollouts" / f"step-{rollouts.step:06d}-rank-{rank}{again}.parquet"
     with written_whole(path) as aside:
         pq.write_table(table, aside, compression="zstd")
     return path

@@ -1,14 +1,16 @@
 """`lambda-grpo train`: settings in, a trained policy and its run folder out."""
 
+import random
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from lambda_grpo import checkpoints, console, curves, policy, processes, results, resume, runs, splits
@@ -28,9 +30,14 @@ class _Trainer(LambdaGRPOTrainer):
     """Validates with random numbers of its own, always the same, so that it does not change training."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        python, numpy = random.getstate(), np.random.get_state()
         with torch.random.fork_rng():
-            torch.manual_seed(self.args.seed + self.accelerator.process_index)
-            return super().evaluate(*args, **kwargs)
+            set_seed(self.args.seed + self.accelerator.process_index)
+            try:
+                return super().evaluate(*args, **kwargs)
+            finally:
+                random.setstate(python)
+                np.random.set_state(numpy)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         runs.sync_log(Path(self.args.output_dir))  # what the checkpoint builds on is on the disk before it

@@ -144,6 +144,7 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
     _scored: _Scored  # the generation batch at hand
     _weights: torch.Tensor | None = None  # (B, T) while the loss of a micro-batch is computed
     _logps: torch.Tensor  # (B, T) that micro-batch's log-probs
+    _saved = (-1, 0)  # step and number of the last generation batch in rollouts/
 
     def __init__(
         self, model: Any, reward_funcs: Any = None, args: Any = None, *rest: Any, **kwargs: Any
@@ -245,29 +246,38 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
         self._metrics[mode][name].append(float(total) / max(float(count), 1.0))
 
     def _save_rollouts(self, rows: _Rows, size: int) -> None:
-        mine = range(rows.mine.start, rows.mine.stop)
+        """Write the groups whose first completion lies here, whole."""
+        prompts, completions = self._scored.prompts, self._scored.completions
+        if len(rows.ids) > len(prompts):  # groups straddle processes, and so on each of them
+            there = slice(rows.first, rows.first + len(rows.ids))
+            prompts, completions = gather_object(prompts)[there], gather_object(completions)[there]
+        ours = slice(-(-rows.mine.start // size) * size, len(rows.ids))
+        step, (last, number) = self.state.global_step, self._saved
+        batch = number + 1 if step == last else 0  # several, where steps_per_generation is below accumulation
+        self._saved = step, batch
+        earlier = batch * self.args.generation_batch_size
         write_rollouts(
             self.args.output_dir,
             Rollouts(
-                step=self.state.global_step,
-                groups=np.array([(rows.first + i) // size for i in mine]),
-                prompts=self._scored.prompts,
-                completions=self._scored.completions,
-                token_ids=self._scored.completion_ids,
-                rewards=rows.rewards[rows.mine],
-                advantages=rows.advantages[rows.mine],
+                step=step,
+                batch=batch,
+                groups=(earlier + rows.first + np.arange(len(rows.ids)))[ours] // size,
+                prompts=prompts[ours],
+                completions=completions[ours],
+                token_ids=rows.ids[ours],
+                rewards=rows.rewards[ours],
+                advantages=rows.advantages[ours],
             ),
             rank=self.accelerator.process_index,
         )
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         scores: Any = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        logps, entropies, aux_loss = scores
-        if self._weights is not None and logps.requires_grad:
-            weights = self._weights
+        logps = scores[0]
+        if self._weights is not None:
+            weights, self._logps = self._weights, logps
             logps.register_hook(lambda grad: (grad * weights).to(grad.dtype))
-        self._logps = logps
-        return logps, entropies, aux_loss
+        return scores
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if not torch.is_grad_enabled():  # evaluation: there is no gradient to weight
@@ -283,6 +293,7 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
         finally:
             self._weights = None
         weighted = self._weighted_loss(loss, inputs["credit_weights"], leaves)
+        del self._logps
         steps = self.current_gradient_accumulation_steps  # TRL's loss is a share of the whole step's
         self._log_mean("train", "credit/weighted_loss", weighted * steps, 1)
         return loss

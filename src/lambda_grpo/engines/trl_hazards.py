@@ -55,8 +55,12 @@ class Guarded(GRPOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         if self.multi_objective_aggregation == "sum_then_normalize":
             size = self.num_generations if self.model.training else self.num_generations_eval
-            groups = self._rewards.nan_to_num(nan=torch.inf).view(-1, size, self._rewards.shape[1])
-            equal = (groups == groups[:, :1]).flatten(1).all(dim=1).repeat_interleave(size)
+            rewards = self._rewards * self.reward_weights.to(self._rewards.device)
+            groups = rewards.nansum(dim=1).view(-1, size)
+            scored = ~rewards.isnan().all(dim=1).view(-1, size)  # TRL gives 0 to the others itself
+            highest = groups.masked_fill(~scored, -torch.inf).amax(dim=1)
+            lowest = groups.masked_fill(~scored, torch.inf).amin(dim=1)
+            equal = (highest <= lowest).repeat_interleave(size)
             mine = len(batch["advantages"]) * self.accelerator.process_index
             batch["advantages"][equal[mine : mine + len(batch["advantages"])]] = 0
         return batch

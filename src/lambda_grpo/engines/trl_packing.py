@@ -23,7 +23,7 @@ from lambda_grpo.errors import InputError
 from lambda_grpo.forkable import inner_model
 from lambda_grpo.packed_rows import pack_rows
 from lambda_grpo.packing import PackedTree, tree_logps_and_entropies
-from lambda_grpo.packing_cost import WORTHWHILE, predicted_gain
+from lambda_grpo.packing_cost import WORTHWHILE, flops_per_second, predicted_gain
 
 Mode = Literal["auto", "on", "off"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -40,6 +40,13 @@ class TreePacking(GRPOTrainer):
 
     _buffered_inputs: list[dict[str, Any]] | None
     _unpackable = False  # known after the first try
+    _flops_per_second: float | None = None  # of this machine; kept on resuming, so that the same is packed
+
+    @property
+    def _may_pack(self) -> bool:
+        """`auto` knows the costs on CPUs only, for they were fitted there."""
+        mode = self.args.tree_packing
+        return mode == "on" or (mode == "auto" and self.accelerator.device.type == "cpu")
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -66,7 +73,7 @@ class TreePacking(GRPOTrainer):
             ),
             **inputs,
         )
-        if self.args.tree_packing == "off":
+        if not self._may_pack:
             return plain()
         for name in [name for name, value in inputs.items() if value is not None]:
             self._give_up(f"{name} cannot be packed")
@@ -119,21 +126,20 @@ class TreePacking(GRPOTrainer):
         return worthwhile
 
     def _gain(self, model: Any, trees: list[PackedTree], ids: Tensor) -> float:
-        """How many times faster packed trees should be than rows; 0 where that is not known."""
-        if ids.device.type != "cpu":  # costs were fitted on CPUs only
-            return 0.0
+        """How many times faster packed trees should be than rows."""
         config = inner_model(model).config.get_text_config()
-        gains = [predicted_gain(tree, config, ids[: len(tree.index)].numel()) for tree in trees]
+        rate = self._flops_per_second = self._flops_per_second or flops_per_second(torch.get_num_threads())
+        gains = [predicted_gain(tree, config, ids[: len(tree.index)].numel(), rate) for tree in trees]
         return sum(gains) / len(gains)
 
     def _give_up(self, reason: str) -> None:
-        if self.accelerator.is_main_process and not self._unpackable:
+        if not self._unpackable:  # on whichever process it was: all of them run plainly then
             _logger.warning("Tree packing is off, the rows run plainly: %s", reason)
         self._unpackable = True
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
-        if self.model.training and self.args.tree_packing != "off":
+        if self.model.training and self._may_pack:
             count = len(batch["completion_ids"])
             first = self.accelerator.process_index * count
             batch[_GROUP] = torch.arange(first, first + count) // self.num_generations

@@ -7,7 +7,8 @@ entropy. Kept here, one file per process in each checkpoint, is what both leave 
   credits included, and `_step`, which says which of them come next;
 - what was measured since the last logged line (`logging_steps` above 1);
 - the sampler's random numbers: TRL draws another order of the problems in each epoch;
-- whether tree packing was given up: the passes before and after differ by rounding;
+- whether tree packing was given up, and the machine's speed, by which `auto` decides what to pack: packed
+  passes and plain ones differ by rounding;
 - the reference model, where `sync_ref_model` changes it.
 
 Not kept: the random state of vLLM, and that of an iterable data set. Tested with trl 1.16.0 and
@@ -21,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from safetensors import SafetensorError
@@ -38,6 +40,7 @@ _KEPT = (
     "_globalstep_last_logged",
     "_skipped_in_row",
     "_unpackable",
+    "_flops_per_second",
 )
 
 
@@ -152,7 +155,7 @@ class Resumable(GRPOTrainer):
             "epoch_start": self._epoch_start,
             "sampler": self._sampler_state(),
             "buffered_inputs": self._buffered_inputs if self._step % every else None,
-            "metrics": {mode: dict(metrics) for mode, metrics in self._metrics.items()},
+            "metrics": _plain(self._metrics),
             "logs": _plain({k: v for k, v in self._logs.items() if k != "images"})
             if self.log_completions
             else {},
@@ -177,6 +180,8 @@ class Resumable(GRPOTrainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             if self.args.should_save:
                 shutil.rmtree(checkpoint, ignore_errors=True)
+            if isinstance(error, torch.OutOfMemoryError | torch.distributed.DistError):
+                raise  # nothing to do with the disk
             last = checkpoints.last_whole(folder)
             good = f"{last.name} is good" if last else "there is no earlier one"
             raise LambdaGRPOError(
@@ -196,6 +201,8 @@ def _name(rank: int) -> str:
 
 def _plain(value: Any) -> Any:
     """Dictionaries, lists, numbers and text: what can be read back without running code."""
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if value is None or isinstance(value, bool | int | float | str):

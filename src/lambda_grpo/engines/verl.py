@@ -196,13 +196,17 @@ def _rows(keys: list[str], groups: list[str], columns: dict[str, list[np.ndarray
         rollouts.append(parts[0] + "_" + parts[1])
     masks = [row > 0 for row in columns["response_mask"]]
     advantages = _rollout_advantages(keys, rollouts, masks, columns["advantages"])
+    by_index = sorted(range(len(keys)), key=lambda i: int(keys[i].rsplit("_", 1)[1]))
+    rewards = {
+        rollouts[i]: float(columns["rm_scores"][i].sum()) for i in by_index
+    }  # its last row's, as verl's
     return [
         Row(
             group=groups[i],
             rollout=rollouts[i],
             ids=np.concatenate([columns["prompts"][i], columns["responses"][i]]),
             mask=np.concatenate([np.zeros(len(columns["prompts"][i]), bool), masks[i]]),
-            reward=float(columns["rm_scores"][i].sum()),
+            reward=rewards[rollouts[i]],
             advantage=advantages[rollouts[i]],
         )
         for i in range(len(keys))
