@@ -64,7 +64,7 @@ def _draw(figures: Mapping[str, float], sizes: list[int], shares: list[step_shar
     left.bar(places + 0.2, ours, 0.4, label="ours (this machine)")
     left.set_xticks(places, [f"group of {size}" for size in sizes])
     left.set_title("λ-GRPO's weights, seconds per token", loc="left", fontsize=10)
-    left.legend(frameon=False)
+    figure.legend(loc="outside lower left", ncols=2, frameon=False)
     right.bar(range(len(shares)), [100 * share.inside / share.step for share in shares], 0.5)
     right.set_xticks(range(len(shares)), [share.setting.name.replace(", ", ",\n") for share in shares])
     right.set_title("our lines, % of a training step", loc="left", fontsize=10)
