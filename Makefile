@@ -6,7 +6,9 @@ READY := $(VENV)/.ready
 VERL := .venv-verl
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test check verl-test clean
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: demo test check docs package verl-test clean
 
 demo: $(READY)
 	$(BIN)/lambda-grpo train
@@ -14,7 +16,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest -m "not slow"
 
-check: $(READY)
+check: $(READY) docs package
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -23,13 +25,23 @@ check: $(READY)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/scale.py --quick
 
+# The documentation in site/; any warning is an error.
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
+
+# The wheel and the source archive in dist/, their contents, and a clean install of the wheel.
+package: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python tests/check_package.py dist
+
 # verl, Ray and TransferQueue are as large as all the rest: a venv of their own.
 verl-test: $(VERL)/.ready
 	$(VERL)/bin/python -m lambda_grpo.engines.verl_check --ray
 	$(VERL)/bin/pytest tests/test_verl_engine.py
 
 clean:
-	rm -rf $(VENV) $(VERL)
+	rm -rf $(VENV) $(VERL) dist site
 
 # HF_HUB_OFFLINE is for the tests; `lambda-grpo` itself downloads what it is told to.
 $(READY): pyproject.toml constraints.txt

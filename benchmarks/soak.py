@@ -1,7 +1,7 @@
 """A long run of the demo: does memory, the time of a step, or the number of open files grow?
 
-Runs `lambda-grpo train` in a process of its own, looks at it every few seconds, and fits a line to each series after a
-warm-up of a tenth of the run. Linux only.
+Runs `lambda-grpo train` in a process of its own, looks at it every few seconds while it trains, and fits a line to each
+series after a warm-up of a tenth of the steps. Linux only.
 
     python benchmarks/soak.py [--steps 2000]
 """
@@ -18,16 +18,15 @@ from pathlib import Path
 import numpy as np
 
 
-def watch(process: subprocess.Popen[bytes], every: float) -> np.ndarray:
-    """(n, 3) seconds, resident MB and open files, until the process ends."""
-    started, seen = time.monotonic(), []
+def watch(process: subprocess.Popen[bytes], log: Path, every: float) -> np.ndarray:
+    """(n, 3) steps done (lines of `log`), resident MB and open files, until the process ends."""
+    seen = []
     while process.poll() is None:
         try:
             status = Path(f"/proc/{process.pid}/status").read_text()
             resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
-            seen.append(
-                (time.monotonic() - started, resident / 1024, len(os.listdir(f"/proc/{process.pid}/fd")))
-            )
+            steps = log.read_bytes().count(b"\n") if log.exists() else 0
+            seen.append((steps, resident / 1024, len(os.listdir(f"/proc/{process.pid}/fd"))))
         except (FileNotFoundError, ProcessLookupError, StopIteration):
             break
         time.sleep(every)
@@ -55,13 +54,19 @@ def main() -> None:
         command = [sys.executable, "-m", "lambda_grpo.cli", "train", "--max_steps", str(args.steps)]
         settings = ["--output_dir", f"{folder}/run", "--eval_problems", "64"]
         process = subprocess.Popen([*command, *settings], stdout=subprocess.DEVNULL)
-        seen = watch(process, args.every)
+        started = time.monotonic()
+        seen = watch(process, Path(folder, "run", "metrics.jsonl"), args.every)
+        seconds = time.monotonic() - started
         if process.returncode != 0:
             raise SystemExit(f"the run ended with {process.returncode}")
         rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
         times = np.array([row["step_time"] for row in rows if "step_time" in row])
-    warm = seen[len(seen) // 10 :]
-    print(f"{len(times)} steps in {seen[-1, 0]:.0f} s, {len(seen)} looks")
+    warm = seen[
+        (seen[:, 0] >= args.steps // 10) & (seen[:, 0] < args.steps)
+    ]  # then come evaluation and report
+    print(
+        f"{len(times)} steps in {seconds:.0f} s, {len(warm)} looks at training; {seen[:, 1].max():.0f} MB at most"
+    )
     describe("resident memory, MB", warm[:, 0], warm[:, 1])
     describe("open files", warm[:, 0], warm[:, 2])
     steps = np.arange(len(times))[len(times) // 10 :]

@@ -15,6 +15,15 @@ from hypothesis import HealthCheck, settings
 settings.register_profile(
     "suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
+# For `--hypothesis-profile=long`: new groups each time, and no examples of former runs.
+settings.register_profile(
+    "long",
+    deadline=None,
+    max_examples=10_000,
+    database=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
 settings.load_profile("suite")
 
 

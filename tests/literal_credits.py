@@ -36,9 +36,11 @@ def plain(completions: Completions, rewards: Sequence[float]) -> Case:
     return Case(completions, rewards, mask, 1 / (std + 1e-4), -mean / (std + 1e-4))
 
 
-def literal(name: str, case: Case, tau: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
-    """(G, T) advantage and weight of the credit `name`."""
-    group, a = ReferenceGroup(case.completions), case.advantages
+def literal(
+    name: str, case: Case, tau: float = 0.3, group: ReferenceGroup | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(G, T) advantage and weight of the credit `name`; `group` holds the case's completions, if it is at hand."""
+    group, a = group or ReferenceGroup(case.completions), case.advantages
     advantage, weight = np.zeros((2, *case.mask.shape))
     tokens = [(i, t) for i, y in enumerate(case.completions) for t in range(len(y)) if case.mask[i, t]]
     counted = {i for i, y in enumerate(case.completions) if not y or any(case.mask[i, : len(y)])}
@@ -54,8 +56,9 @@ def literal(name: str, case: Case, tau: float = 0.3) -> tuple[np.ndarray, np.nda
         soft = max(r) + tau * math.log(sum(math.exp((x - max(r)) / tau) for x in r) / len(r))
         return case.slope * soft + case.shift
 
+    paths = [group.path(i) for i in range(len(a))]
     for i, t in tokens:
-        step, path = group.process_set(i, t), group.path(i)
+        step, path = group.process_set(i, t), paths[i]
         at = path.index(step)
         change = mean(step) - mean(path[at - 1]) if at else 0.0
         subgroups = [s for s in path[1:] if len(s & counted) > 1]

@@ -24,16 +24,6 @@ def test_the_schema_of_rollouts(tmp_path):
     assert group.rewards.tolist() == [1, 0]
 
 
-def test_the_notebook_snippet(tmp_path, monkeypatch):
-    pytest.importorskip("pandas")
-    text = (ROOT / "docs/rollouts.md").read_text() + (ROOT / "docs/report.md").read_text()
-    (tmp_path / "rollouts.jsonl").write_text(re.search(r"```json\n(.*?)```", text, re.S)[1])
-    monkeypatch.chdir(tmp_path)
-    scope: dict = {}
-    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], scope)
-    assert len(scope["analysis"].groups["run"]) == 1
-
-
 def test_every_measure_is_defined():
     text = (ROOT / "docs/report.md").read_text()
     measures = {re.sub("_(grpo|lambda)$", "", name) for name in GROUP_MEASURES}

@@ -4,9 +4,11 @@ import json
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
+from hostile import assert_survived, random_rows
 from rollout_samples import BY_HAND, branching_ids, text_of, write_jsonl, write_run
 
 from lambda_grpo.report import ReportOptions, write_report
@@ -245,14 +247,46 @@ def test_hostile_text_stays_text(browser, tmp_path):
     assert b"\\ud800" in html.read_bytes(), "… but text of models is escaped"
 
 
-def test_nothing_injected_could_run(browser, by_hand):
-    """The policy in the page blocks a script and a request that get in some other way."""
-    html = by_hand.read_text()
-    planted = html.replace("</body>", "<script>document.title='ran'</script></body>", 1)
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "<script>document.title='ran'</script>",
+        "<script src='data:text/javascript,document.title=1'></script>",
+        "<img src=x onerror=\"document.title='ran'\">",
+        "<iframe srcdoc=\"<script>parent.document.title='ran'</script>\"></iframe>",
+        "<base href='http://127.0.0.1:9/'>",
+    ],
+)
+def test_nothing_injected_could_run(browser, by_hand, planted):
+    """The policy in the page blocks a script and a request that get in some other way; our own script runs."""
     path = by_hand.with_name("planted.html")
-    path.write_text(planted)
-    with pytest.raises(AssertionError, match="Content Security Policy"), opened(browser, path) as page:
-        assert page.title() != "ran"
+    path.write_text(by_hand.read_text().replace("<header", f"{planted}<header", 1))
+    with pytest.raises(AssertionError, match="Content Security Pol"), opened(browser, path) as page:
+        page.locator(".block").first.wait_for()
+        assert page.title() == "Hidden process rewards: r.jsonl"
+
+
+def assert_hostile_page_is_quiet(browser, html: Path) -> None:
+    """Everything on the page is looked at, and nothing but our own script runs."""
+    with opened(browser, html) as page:
+        page.locator("#numbers summary").click()
+        if page.locator(".block").count():
+            page.locator(".block").first.hover(force=True)
+        for entry in range(page.locator("#groups li").count()):
+            page.locator("#groups li").nth(entry).click()
+        page.locator("#search").fill("<")
+        assert page.title().startswith("Hidden process rewards: ")
+        assert page.locator("img, base, iframe, object, embed, a[href^='javascript']").count() == 0
+        assert page.locator("script").count() == 2
+        assert page.evaluate("[...document.querySelectorAll('*')].flatMap((e) => e.getAttributeNames()).filter((n) => n.startsWith('on'))") == []  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_hostile_pages(browser, tmp_path, seed):
+    html = tmp_path / "r.html"
+    path = write_jsonl(tmp_path / f"{seed}<b>.jsonl", random_rows(Random(seed)))
+    assert assert_survived([path], html)
+    assert_hostile_page_is_quiet(browser, html)
 
 
 def test_one_step_has_numbers_but_no_curve(browser, by_hand):

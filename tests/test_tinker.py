@@ -2,7 +2,9 @@
 
 import asyncio
 import functools
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,6 +214,18 @@ def test_the_cookbooks_training_step_takes_it(monkeypatch: pytest.MonkeyPatch) -
     data, _ = asyncio.run(coroutine)
     assert advantages(data) == advantages(assembled(groups)[0])
     assert all("mask" not in train._remove_mask(datum).loss_fn_inputs for datum in data)
+
+
+def test_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snippets of docs/tinker.md: the data of a loop of one's own, and the name replaced."""
+    page = (Path(__file__).parent.parent / "docs" / "tinker.md").read_text()
+    own_loop, replaced = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {"groups": random_groups(2)}
+    exec(own_loop, names)
+    assert advantages(names["data"]) == advantages(assembled(names["groups"])[0])
+    monkeypatch.setattr(train, "assemble_training_data", train.assemble_training_data)  # puts it back
+    exec(replaced, {})
+    assert train.assemble_training_data is assemble_training_data
 
 
 def test_the_means_are_those_of_the_other_engines() -> None:

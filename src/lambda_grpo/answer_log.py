@@ -70,7 +70,7 @@ class AnswerLog:
     def _parse(self, line: bytes, number: int) -> Any:
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             row = error
         if isinstance(row, dict):
             return row

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lambda_grpo import __version__
-from lambda_grpo.errors import LambdaGRPOError, missing_extra
+from lambda_grpo.errors import LambdaGRPOError, missing_extra, printable
 
 if TYPE_CHECKING:
     from lambda_grpo.options import Settings
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return experiments.run(args, rest)
         return _tasks()
     except LambdaGRPOError as error:
-        print(f"lambda-grpo: error{_process()}: {error}", file=sys.stderr)
+        print(f"lambda-grpo: error{_process()}: {printable(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, `| head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

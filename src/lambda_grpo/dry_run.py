@@ -102,7 +102,7 @@ def _write_model(name: str, folder: Path) -> str:
 
 def _model_type(name: str) -> str:
     try:
-        return str(AutoConfig.from_pretrained(name).model_type)
+        return str(AutoConfig.from_pretrained(name, trust_remote_code=False).model_type)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"dry_run: the config of {name!r} cannot be loaded, so its class is unknown: expected a local "

@@ -16,6 +16,15 @@ class InputError(LambdaGRPOError, ValueError):
     """The caller handed in something unusable: wrong shape, type, value, name or path."""
 
 
+def printable(text: str) -> str:
+    """The text with characters that would steer a terminal, or not show, written as escapes.
+
+    >>> print(printable("red \x1b[31m\u202e λ"))
+    red \\x1b[31m\\u202e λ
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a `name` that is not among the `known` ones, with the nearest miss.
 

@@ -46,24 +46,33 @@ class Pretraining:
 PRETRAINING = Pretraining()
 
 
-def load_policy(model: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_policy(
+    model: str, *, trust_remote_code: bool = False, **kwargs: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer from a local folder or the Hugging Face Hub.
 
+    Args:
+        trust_remote_code: run the Python code that lies beside the weights, if there is any.
+        kwargs: `from_pretrained`'s. Weights are read from safetensors only, unless `use_safetensors=False`.
+
     Raises:
-        InputError: nothing that transformers can load is there.
+        InputError: nothing that transformers can load is there, or nothing without running its code.
     """
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    # Other weights than safetensors are pickles; without a word on code, transformers asks on the terminal.
+    kwargs = {"use_safetensors": True, "trust_remote_code": trust_remote_code} | kwargs
     with _loading(model):
-        return AutoModelForCausalLM.from_pretrained(model, **kwargs), load_tokenizer(model)
+        return AutoModelForCausalLM.from_pretrained(model, **kwargs), tokenizer
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a local folder or a Hub id.
 
     Raises:
-        InputError: nothing that transformers can load is there.
+        InputError: as `load_policy`.
     """
     with _loading(model):
-        return AutoTokenizer.from_pretrained(model, padding_side="left")
+        return AutoTokenizer.from_pretrained(model, padding_side="left", trust_remote_code=trust_remote_code)
 
 
 @contextmanager

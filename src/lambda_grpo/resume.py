@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lambda_grpo import checkpoints, processes, runs
+from lambda_grpo import checkpoints, plain_yaml, processes, runs
 from lambda_grpo.errors import InputError, LambdaGRPOError
 
 _LOCK = ".lock"
@@ -171,16 +169,13 @@ def _passing(name: str) -> bool:
 def _differences(run: Run) -> list[str]:
     """The settings in which the run in the folder differs, `name: there → here`."""
     path = run.folder / "config.yaml"
-    try:
-        found = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{str(path)!r}: cannot be read: {error}") from error
+    found = plain_yaml.read(path)
     if not isinstance(found, dict):
         raise InputError(
             f"output_dir {str(run.folder)!r} already holds another run (config.yaml), but that is not a list "
             "of settings: choose another output_dir, or start over with --overwrite"
         )
-    wanted = yaml.safe_load(yaml.safe_dump(dict(run.settings)))
+    wanted = plain_yaml.load(plain_yaml.dump(dict(run.settings)))
     missing = object()
     return [
         f"{name}: {_shown(found.get(name, missing), missing)} → {_shown(wanted.get(name, missing), missing)}"

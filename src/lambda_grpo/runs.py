@@ -73,10 +73,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    import yaml
+    from lambda_grpo import plain_yaml
 
     with written_whole(path) as aside:
-        aside.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+        aside.write_text(plain_yaml.dump(dict(content)), "utf-8")
 
 
 def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import HfArgumentParser
 
-from lambda_grpo import processes
+from lambda_grpo import plain_yaml, processes
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.options import (
@@ -89,7 +88,7 @@ def _names_given(recipe: str, content: Mapping[str, Any], flags: Sequence[str]) 
     names = [f.name for cls in (TrainOptions, LambdaGRPOConfig) for f in dataclasses.fields(cls) if f.init]
     for key in content:
         if key not in names:
-            raise unknown_name(f"key in recipe {recipe!r}:", key, names)
+            raise unknown_name(f"key in recipe {recipe!r}:", str(key), names)
     flagged = [flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
     flagged = [name if name in names else name.removeprefix("no_") for name in flagged]
     for name in flagged:
@@ -131,9 +130,9 @@ def _read_yaml(recipe: str) -> dict[str, Any]:
     elif path.suffix not in (".yaml", ".yml") and not path.exists():
         raise unknown_name("recipe", recipe, [known.stem for known in RECIPES.glob("*.yaml")])
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"recipe {str(path)!r}: cannot be read: {error}") from error
+        content = plain_yaml.read(path)
+    except InputError as error:
+        raise InputError(f"recipe {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"recipe {str(path)!r}: expected `key: value` lines, got {type(content).__name__}")
     return content

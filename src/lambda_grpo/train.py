@@ -64,7 +64,10 @@ def train(settings: Settings) -> Trained:
         task = Chat(task, options.system_prompt)
     loaded = None
     if options.model != policy.EMBEDDED:
-        loaded = policy.load_policy(options.model, **(config.model_init_kwargs or {}))
+        loaded = policy.load_policy(
+            options.model,
+            **{"trust_remote_code": config.trust_remote_code} | (config.model_init_kwargs or {}),
+        )
     problems = _draw(task, settings)
     with resume.opened(run) as checkpoint:
         processes.on_first(lambda: _begin(run, checkpoint))

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from lambda_grpo.errors import printable
 from lambda_grpo.report.content import ReportOptions
 from lambda_grpo.report.page import write_report
 
@@ -67,14 +68,15 @@ def run(args: argparse.Namespace) -> int:
     )
     written = write_report(args.paths, args.output, options)
     for note in written.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     left = written.left_out
     if left.rows or left.files:
         print(
             f"left out: {left.rows} rows (in them {left.groups} whole groups) and {left.files} files:",
-            *left.examples[:5],
+            *map(printable, left.examples[:5]),
             sep="\n  ",
             file=sys.stderr,
         )
-    print(f"{written.html}: {written.groups} groups measured, {written.shown} shown in full; {written.json}")
+    html, twin = printable(str(written.html)), printable(str(written.json))
+    print(f"{html}: {written.groups} groups measured, {written.shown} shown in full; {twin}")
     return 0

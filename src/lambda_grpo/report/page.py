@@ -10,14 +10,18 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lambda_grpo.errors import InputError
 from lambda_grpo.report.content import ReportOptions, as_json, report_content
 from lambda_grpo.rollouts import LeftOut
 from lambda_grpo.runs import written_whole
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _SCRIPTS = (
     "vendor/uPlot.iife.min.js",
@@ -83,15 +87,8 @@ def write_report(
 
 def render(content: Mapping[str, Any]) -> str:
     """The page, as text."""
-    from jinja2 import Environment, StrictUndefined
-
     script, style = _joined(_SCRIPTS), _joined(_STYLES)
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(_asset("report.html"))
-    return template.render(
-        names=[run["name"] for run in content["runs"]],
+    return _template().render(
         script=script,
         style=style,
         script_hash=_hash(script),
@@ -99,6 +96,16 @@ def render(content: Mapping[str, Any]) -> str:
         licence=_asset("vendor/uPlot.LICENSE"),
         data=as_json(content).replace("<", "\\u003c"),
     )
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_asset("report.html"))
 
 
 def _asset(name: str) -> str:

@@ -5,19 +5,25 @@ of the columns. A file is read as a stream of `Rows`, each the neighbouring rows
 verl's files, which have no group ids, of one training step), so that memory holds one of them at a time.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from lambda_grpo.errors import InputError
+from lambda_grpo.rollouts.values import short
 
 _BATCH = 2048  # rows of a Parquet file decoded at a time
+# What a row may ask for. A completion takes far less, and 64 MB of `[],[],…` are already 1.3 GB in memory.
+_LINE_BYTES = 2**26
+_DEPTH = 100
+_NAME_LENGTH = 500
 
 
 @dataclass(frozen=True)
@@ -77,28 +83,49 @@ def recognise(file: Path, columns: Sequence[str]) -> Format:
     for fmt in FORMATS:
         if fmt.needs <= names and (not fmt.one_of or fmt.one_of & names):
             return fmt
+    got = ", ".join(short(name).strip("'") for name in sorted(names)[:20]) + (
+        ", …" if len(names) > 20 else ""
+    )
     known = "; ".join(
         f"{fmt.name}: {', '.join(sorted(fmt.needs))}"
         + (f" and one of {', '.join(sorted(fmt.one_of))}" if fmt.one_of else "")
         for fmt in FORMATS
     )
-    raise InputError(f"{file}: columns {', '.join(sorted(names))} fit no known rollout file. Known: {known}")
+    raise InputError(f"{file}: columns {got} fit no known rollout file. Known: {known}")
 
 
 def read_rows(file: Path, report: Report) -> Iterator[Rows]:
     """The rows of one file, in blocks; problems go to `report`, which raises or counts them."""
     try:
+        if not file.is_file():  # to open a pipe would wait for ever
+            return report(file, None, "is no file, expected rollouts")
         with file.open("rb") as handle:
             head = handle.read(4)
     except OSError as error:
         return report(file, None, f"cannot be read: {error}")
+    if head[:2] == b"\x1f\x8b":
+        return report(file, None, "is compressed, expected JSON lines or Parquet: unpack it with gunzip")
     if not head:
         return report(file, None, "is empty, expected rollouts")
     rows = _parquet(file, report) if head == b"PAR1" else _json_lines(file, report)
-    yield from _blocks(file, rows)
+    yield from _blocks(file, _placed(file, rows, report))
 
 
 _Row = tuple[Format, int, Mapping[str, Any]]
+
+
+def _placed(file: Path, rows: Iterator[_Row], report: Report) -> Iterator[_Row]:
+    """The rows that say what step and group they belong to."""
+    for fmt, number, values in rows:
+        step, group = values.get("step", 0), values.get("group", 0)
+        if type(step) is not int or abs(step) > 2**53:
+            report(file, number, f"step is {short(step)}, expected an integer")
+        elif not isinstance(group, str | int | float) or len(str(group)) > _NAME_LENGTH:
+            name = fmt.columns.get("group", "group")
+            expected = f"a number, or text of at most {_NAME_LENGTH} characters"
+            report(file, number, f"{name} is {short(group)}, expected {expected}")
+        else:
+            yield fmt, number, values
 
 
 def _blocks(file: Path, rows: Iterator[_Row]) -> Iterator[Rows]:
@@ -123,18 +150,34 @@ def _parquet(file: Path, report: Report) -> Iterator[_Row]:
     number = 0
     try:
         with pq.ParquetFile(file, memory_map=True) as parquet:
-            names = parquet.schema_arrow.names
-            fmt = recognise(file, names)
-            ours = _our_names(fmt, names)
+            fmt, ours = _columns_of(file, parquet.schema_arrow)
             for batch in parquet.iter_batches(_BATCH, columns=list(ours.values())):
-                lists = {name: _column(batch.column(theirs)) for name, theirs in ours.items()}
+                lists = {name: _column(name, batch.column(theirs)) for name, theirs in ours.items()}
                 for values in zip(*lists.values(), strict=True):
                     number += 1
                     yield fmt, number, dict(zip(lists, values, strict=True))
     except InputError as error:
         report(file, None, str(error).removeprefix(f"{file}: "))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # also of values, say no UTF-8
         report(file, number + 1 if number else None, f"is not a whole Parquet file: {error}")
+
+
+def _columns_of(file: Path, schema: Any) -> tuple[Format, dict[str, str]]:
+    """The format, and our name → the file's; of TRL's only what can be a reward or is TRL's own.
+
+    Raises:
+        InputError: no known format, or a name that comes twice.
+    """
+    import pyarrow as pa
+
+    fmt = recognise(file, schema.names)
+    own = fmt.needs if fmt.name == "TRL" else schema.names
+    names = [field.name for field in schema if field.name in own or pa.types.is_floating(field.type)]
+    ours = _our_names(fmt, names)
+    for name in ours.values():
+        if names.count(name) > 1:
+            raise InputError(f"has {names.count(name)} columns {name!r}")
+    return fmt, ours
 
 
 def _our_names(fmt: Format, names: Sequence[str]) -> dict[str, str]:
@@ -146,13 +189,13 @@ def _our_names(fmt: Format, names: Sequence[str]) -> dict[str, str]:
     return {name: column for name, column in theirs.items() if column in names}
 
 
-def _column(values: Any) -> Sequence[Any]:
-    """A column as a list; lists of integers as one array per row, without copying them."""
+def _column(name: str, values: Any) -> Sequence[Any]:
+    """A column as a list; token ids as one array per row, without copying them."""
     import pyarrow as pa
 
     kind = values.type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if not is_list or not pa.types.is_integer(kind.value_type) or values.values.null_count:
+    ids = name == "token_ids" and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    if not ids or not pa.types.is_integer(kind.value_type) or values.values.null_count:
         return list(values.to_pylist())
     flat = values.values.to_numpy()
     rows: list[Any] = [flat[a:b] for a, b in pairwise(values.offsets.to_numpy().tolist())]
@@ -163,17 +206,16 @@ def _column(values: Any) -> Sequence[Any]:
 
 def _json_lines(file: Path, report: Report) -> Iterator[_Row]:
     fmt: Format | None = None
+    first: Sequence[str] = ()  # names of columns; a table of TRL's has the same in each row
     step = _step_of_name(file)
     with file.open("rb") as handle:
-        for number, line in enumerate(handle, 1):
+        for number, line in enumerate(_lines(handle), 1):
             if not line.strip():
                 continue
             try:
-                values = json.loads(line.decode())
-                if not isinstance(values, dict):
-                    raise InputError(f"holds a {type(values).__name__}, expected a JSON object")
+                values = _object(line)
                 if fmt is None:
-                    fmt = recognise(file, list(values))
+                    fmt, first = recognise(file, list(values)), list(values)
                 missing = sorted(fmt.needs - values.keys())
                 if fmt.one_of and not fmt.one_of & values.keys():
                     missing.append(" or ".join(sorted(fmt.one_of)))
@@ -182,19 +224,57 @@ def _json_lines(file: Path, report: Report) -> Iterator[_Row]:
                         f"has no {', '.join(missing)}: the file began as {fmt.name}'s, and formats are not "
                         "mixed within one file"
                     )
-            except UnicodeDecodeError as error:
-                report(file, number, f"is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}")
-            except json.JSONDecodeError as error:
-                report(file, number, f"is not a whole JSON object: {error}")
             except InputError as error:
                 report(file, number, str(error).removeprefix(f"{file}: "))
-            except RecursionError:
-                report(file, number, "is nested too deeply")
             else:
-                ours = {name: values[column] for name, column in _our_names(fmt, list(values)).items()}
+                names = [name for name in first if name in values] if fmt.name == "TRL" else list(values)
+                ours = {name: values[column] for name, column in _our_names(fmt, names).items()}
                 if fmt.name == "verl" and step is not None:
                     ours.setdefault("step", step)
                 yield fmt, number, ours
+
+
+def _lines(handle: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long only the beginning, which is too long as well."""
+    line = handle.readline(_LINE_BYTES + 1).removeprefix(codecs.BOM_UTF8)
+    while line:
+        yield line
+        rest = line
+        while len(rest) > _LINE_BYTES and not rest.endswith(b"\n"):
+            rest = handle.readline(_LINE_BYTES + 1)
+        line = handle.readline(_LINE_BYTES + 1)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """The JSON object in a line.
+
+    Raises:
+        InputError: there is none, or one that is too long or too deep.
+    """
+    if len(line) > _LINE_BYTES:
+        raise InputError(f"is longer than {_LINE_BYTES >> 20} MB, expected one completion per line")
+    try:
+        values = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
+    except ValueError as error:  # also of numbers with thousands of digits
+        raise InputError(f"is not a whole JSON object: {error}") from error
+    except RecursionError as error:
+        raise InputError("is nested too deeply") from error
+    if not isinstance(values, dict):
+        raise InputError(f"holds a {type(values).__name__}, expected a JSON object")
+    if line.count(b"[") + line.count(b"{") > _DEPTH and _too_deep(values):
+        raise InputError("is nested too deeply")
+    return values
+
+
+def _too_deep(values: Any) -> bool:
+    """Whether lists and objects lie in one another more than `_DEPTH` times; without recursion."""
+    level = [values]
+    for _ in range(_DEPTH):
+        inside = [item for one in level for item in (one.values() if isinstance(one, dict) else one)]
+        level = [item for item in inside if isinstance(item, list | dict)]
+    return bool(level)
 
 
 def _step_of_name(file: Path) -> int | None:

@@ -1,6 +1,5 @@
 """`Group`: the completions of one prompt at one training step, and how it is made of a file's rows."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,16 @@ from lambda_grpo.credit import group_advantage
 from lambda_grpo.rollouts import trl
 from lambda_grpo.rollouts.files import Rows
 from lambda_grpo.rollouts.tokens import FALLBACK, Tokeniser, ids_of_pieces, pieces
-from lambda_grpo.rollouts.values import BadRow, Float64, Int32, numbers, text, token_ids, token_strings
+from lambda_grpo.rollouts.values import (
+    BadRow,
+    Float64,
+    Int32,
+    numbers,
+    right_or_wrong,
+    text,
+    token_ids,
+    token_strings,
+)
 
 FROM_IDS = "token ids in the file"
 FROM_STRINGS = "token strings in the file"
@@ -83,6 +91,7 @@ def make_group(rows: Rows, wanted: GroupRows, step: int, tokeniser: Tokeniser | 
         numbers(columns["advantage"], "advantage") if "advantage" in columns else group_advantage(rewards)
     )
     prompts = [text(i, value, "prompt") for i, value in enumerate(columns.get("prompt", [""] * size))]
+    firsts: dict[str, int] = {}  # each prompt's first row
     texts = _texts(columns)
     ids, strings, tokens_from = _tokens(columns, texts, tokeniser)
     correct = columns.get("correct", [None] * size)
@@ -96,8 +105,8 @@ def make_group(rows: Rows, wanted: GroupRows, step: int, tokeniser: Tokeniser | 
         token_texts=strings,
         rewards=rewards,
         advantages=advantages,
-        correct=np.array([math.nan if value is None else float(bool(value)) for value in correct]),
-        contexts=np.array([prompts.index(prompt) for prompt in prompts]),
+        correct=np.array([right_or_wrong(i, value) for i, value in enumerate(correct)]),
+        contexts=np.array([firsts.setdefault(prompt, i) for i, prompt in enumerate(prompts)]),
         tokens_from=tokens_from,
     )
 

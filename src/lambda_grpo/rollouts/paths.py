@@ -30,11 +30,19 @@ def find_runs(paths: Sequence[str | Path]) -> list[Run]:
     folder of such folders.
 
     Raises:
-        InputError: a path that does not exist or holds no rollouts, one named twice, or no path at all.
+        InputError: a path that does not exist, cannot be read or holds no rollouts, one named twice, or no
+            path at all.
     """
     found: dict[Path, list[Path]] = {}
     for path in map(Path, paths):
-        for root, files in _runs_at(path).items():
+        try:
+            runs = _runs_at(path)
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # no permission, a name too long; links that lead in a circle
+            raise InputError(f"{path}: cannot be read: {error}") from error
+        for root, files in runs.items():
             if root in found:
                 raise InputError(f"{path}: named twice; each run is read once")
             found[root] = files

@@ -151,8 +151,8 @@ class RolloutReader:
     def _group(self, rows: Rows, wanted: GroupRows, seen: set[tuple[int, str]]) -> Iterator[Group]:
         """The group of some rows, or nothing if one is bad and `skip_bad` is set."""
         name, places = wanted.name, wanted.places
+        step = rows.columns["step"][places[0]] if "step" in rows.columns else 0
         try:
-            step = self._step(rows, places)
             if (step, name) in seen:
                 raise BadRow(0, f"group {name!r} of step {step} came before: its rows must lie together")
             seen.add((step, name))
@@ -163,13 +163,6 @@ class RolloutReader:
             yield make_group(rows, wanted, step, self.tokeniser)
         except BadRow as bad:
             self._problem(rows.file, rows.numbers[places[bad.index]], str(bad), len(places), groups=1)
-
-    def _step(self, rows: Rows, members: Sequence[int]) -> int:
-        for index, place in enumerate(members):
-            step = rows.columns["step"][place] if "step" in rows.columns else 0
-            if not isinstance(step, int) or isinstance(step, bool):
-                raise BadRow(index, f"step is {step!r}, expected an integer")
-        return int(step)
 
     def _problem(self, file: Path, row: int | None, message: str, lost: int = 1, groups: int = 0) -> None:
         where = f"{file}: " if row is None else f"{file}, row {row}: "

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 Int32 = NDArray[np.int32]
 
+_LARGEST = 1e100  # of rewards and advantages: sums of their squares stay finite
+
 
 class BadRow(Exception):
     """A row of the group at hand cannot be used; `index` counts within the group."""
@@ -24,20 +26,20 @@ def numbers(values: Sequence[Any], name: str) -> Float64:
     """Finite numbers, one per row; true and false are 1 and 0.
 
     Raises:
-        BadRow: a value that is missing, no number, or not finite.
+        BadRow: a value that is missing, no number, not finite, or so large that its square might not be.
     """
     out = np.array([number(value) for value in values], np.float64)
     bad = np.flatnonzero(~np.isfinite(out))
     if len(bad):
         i = int(bad[0])
-        got = "is missing" if values[i] is None else f"is {_short(values[i])}"
-        raise BadRow(i, f"{name} {got}, expected a finite number")
+        got = "is missing" if values[i] is None else f"is {short(values[i])}"
+        raise BadRow(i, f"{name} {got}, expected a finite number (of at most {_LARGEST:g} in size)")
     return out
 
 
 def number(value: Any) -> float:
     """The number, or nan for anything that is none."""
-    return float(value) if isinstance(value, int | float) and abs(value) < 2.0**1023 else math.nan
+    return float(value) if isinstance(value, int | float) and abs(value) <= _LARGEST else math.nan
 
 
 def token_ids(index: int, value: Any) -> Int32:
@@ -46,14 +48,25 @@ def token_ids(index: int, value: Any) -> Int32:
     Raises:
         BadRow: no list of integers in [0, 2³¹).
     """
-    try:
-        ids = np.asarray([] if value is None else value)
-    except (ValueError, OverflowError):
-        ids = np.array("ragged")
-    whole = ids.ndim == 1 and (ids.dtype.kind in "iu" or not ids.size)
-    if value is None or not whole or (ids.size and (ids.min() < 0 or ids.max() >= 2**31)):
-        raise BadRow(index, f"token_ids is {_short(value)}, expected a list of integers from 0 to 2**31 - 1")
+    # Looked at before numpy sees it, which makes room for the longest text in a list times the list's length.
+    whole = isinstance(value, np.ndarray) or (isinstance(value, list) and set(map(type, value)) <= {int})
+    ids = np.asarray(value) if whole and len(value) else np.zeros(0, np.int32)
+    if not whole or ids.dtype.kind not in "iu" or (ids.size and (ids.min() < 0 or ids.max() >= 2**31)):
+        raise BadRow(index, f"token_ids is {short(value)}, expected a list of integers from 0 to 2**31 - 1")
     return ids.astype(np.int32)
+
+
+def right_or_wrong(index: int, value: Any) -> float:
+    """One row's `correct`: 1 or 0, nan where it is missing.
+
+    Raises:
+        BadRow: neither true, false nor a number.
+    """
+    if value is None:
+        return math.nan
+    if not isinstance(value, bool | int | float) or value != value:
+        raise BadRow(index, f"correct is {short(value)}, expected true, false or a number")
+    return float(bool(value))
 
 
 def token_strings(index: int, value: Any) -> list[str]:
@@ -63,7 +76,7 @@ def token_strings(index: int, value: Any) -> list[str]:
         BadRow: no list of strings.
     """
     if not isinstance(value, list) or not all(isinstance(piece, str) for piece in value):
-        raise BadRow(index, f"tokens is {_short(value)}, expected a list of strings")
+        raise BadRow(index, f"tokens is {short(value)}, expected a list of strings")
     return value
 
 
@@ -78,20 +91,31 @@ def text(index: int, value: Any, name: str) -> str:
             return value
         try:  # our run folders store chat messages as JSON
             messages = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
         return _joined(messages) if _are_messages(messages) else value
     if _are_messages(value):
         return _joined(value)
-    raise BadRow(index, f"{name} is {_short(value)}, expected text or chat messages")
+    raise BadRow(index, f"{name} is {short(value)}, expected text or chat messages")
 
 
 def _are_messages(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) > 0
-        and all(isinstance(message, dict) and "role" in message for message in value)
+        and all(
+            isinstance(message, dict)
+            and isinstance(message.get("role"), str)
+            and _is_content(message.get("content"))
+            for message in value
+        )
     )
+
+
+def _is_content(value: Any) -> bool:
+    """Text, nothing, or blocks: text, image, …"""
+    blocks = isinstance(value, list) and all(isinstance(block, dict) for block in value)
+    return value is None or isinstance(value, str) or blocks
 
 
 def _joined(messages: list[dict[str, Any]]) -> str:
@@ -99,7 +123,7 @@ def _joined(messages: list[dict[str, Any]]) -> str:
     parts = []
     for message in messages:
         content = message.get("content")
-        if isinstance(content, list):  # blocks: text, image, …
+        if isinstance(content, list):
             content = "".join(str(block.get("text") or f"[{block.get('type')}]") for block in content)
         calls = message.get("tool_calls")
         said = (content or "") + (json.dumps(calls, ensure_ascii=False) if calls else "")
@@ -109,6 +133,7 @@ def _joined(messages: list[dict[str, Any]]) -> str:
     return "\n".join(f"[{role}] {said}" for role, said in parts)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as it is shown in messages."""
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "…"

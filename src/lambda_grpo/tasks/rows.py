@@ -74,7 +74,7 @@ def read_jsonl(path: str) -> Rows:
 def _parse(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: not JSON ({error}): {line[:60]!r}") from error
     if not isinstance(row, dict):
         raise InputError(f'{place}: expected {{"prompt": …, "answer": …}} or the like, got {line[:60]!r}')
