@@ -6,48 +6,15 @@ earlier completion and go on alone; lengths vary by half. Medians of repeated ru
     python benchmarks/tree.py
 """
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
-from lambda_grpo import ProcessTree, credit
+from lambda_grpo import ProcessTree
+from lambda_grpo.experiments.timing import branching_group, median_seconds, weights_of
 
 FLOOR = 3e-8  # seconds per token, for 70,000 tokens and more, from arrays
 AUTHORS = "1.2e-07"  # the paper's figure for the weights alone, on another processor (an Intel i7)
-
-Rows = list[np.ndarray]
-
-
-def branching_group(completions: int, length: int, seed: int = 0) -> Rows:
-    rng = np.random.default_rng(seed)
-    rows: Rows = []
-    for _ in range(completions):
-        own = rng.integers(0, 150_000, int(length * rng.uniform(0.5, 1)))
-        if rows and rng.random() < 0.9:
-            trunk = rows[rng.integers(len(rows))]
-            cut = int(rng.integers(0, min(len(trunk), len(own))))
-            own[:cut] = trunk[:cut]
-        rows.append(own)
-    return rows
-
-
-def weights_of(groups: Sequence[Rows], ids: Sequence[int], rewards: np.ndarray) -> None:
-    rows = [row for group in groups for row in group]
-    for tree in ProcessTree.build_many(rows, ids):
-        credit.lambda_grpo(tree, rewards)
-
-
-def median_seconds(function: Callable[[], None]) -> float:
-    function()
-    times = []
-    while sum(times) < 0.5 or len(times) < 7:
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ settings:
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser; the options of report and eval are imported only where `command` asks for them."""
+    """The parser; the options of some commands are imported only where `command` asks for them."""
     parser = argparse.ArgumentParser(prog="lambda-grpo", description="λ-GRPO and its process trees.")
     parser.add_argument("--version", action="version", version=f"lambda-grpo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -67,6 +67,12 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 
         evaluation.description = eval_command.DESCRIPTION
         eval_command.add_arguments(evaluation)
+    reproduce = commands.add_parser("reproduce", help="run one of our results again", allow_abbrev=False)
+    if command == "reproduce":
+        from lambda_grpo.experiments import command as experiments
+
+        reproduce.description = experiments.DESCRIPTION
+        experiments.add_arguments(reproduce)
     commands.add_parser("tasks", help="list the tasks")
     return parser
 
@@ -76,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser(given[0] if given else None)
     args, rest = parser.parse_known_args(given)
-    if rest and args.command != "train":
+    if rest and args.command not in ("train", "reproduce"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if args.command == "train":
@@ -90,6 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from lambda_grpo import eval_command
 
             return eval_command.run(args)
+        if args.command == "reproduce":
+            from lambda_grpo.experiments import command as experiments
+
+            return experiments.run(args, rest)
         return _tasks()
     except LambdaGRPOError as error:
         print(f"lambda-grpo: error{_process()}: {printable(str(error))}", file=sys.stderr)

@@ -46,10 +46,22 @@ def bootstrap(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Est
     x = x[~np.isnan(x)]
     if not len(x):
         return Estimate(math.nan, math.nan, math.nan)
-    rng = np.random.default_rng(seed)
-    means = np.array([x[rng.integers(0, len(x), len(x))].mean() for _ in range(resamples)])
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile(resampled_means(x, resamples=resamples, seed=seed), [0.025, 0.975])
     return Estimate(float(x.mean()), float(low), float(high))
+
+
+def resampled_means(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Floats:
+    """Means of `values` (P, …) over P rows drawn with replacement, as often as `resamples`: (resamples, …).
+
+    What lies in one row is drawn together: columns that share their rows are compared in pairs.
+    """
+    x = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    at_once = max(1, 2**18 // x.size)  # few numpy calls, little memory
+    draws = (
+        rng.integers(0, len(x), (min(at_once, resamples - i), len(x))) for i in range(0, resamples, at_once)
+    )
+    return np.concatenate([x[rows].mean(axis=1) for rows in draws])
 
 
 def bootstrap_mean(groups: Sequence[ArrayLike], *, resamples: int = 2000, seed: int = 0) -> Estimate:

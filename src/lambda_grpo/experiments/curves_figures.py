@@ -1,0 +1,172 @@
+"""What the curves of several seeds come to: estimates, paired differences from grpo, a table, a picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.markup import escape
+from rich.table import Table
+
+from lambda_grpo import console, runs
+from lambda_grpo.estimates import Estimate, bootstrap
+
+Rows = Sequence[Mapping[str, Any]]
+BASELINE = "grpo"
+COLOURS = {  # of the best known; others take what is left
+    "grpo": "black",
+    "lambda_grpo": "#d62728",
+    "optimistic": "#1f77b4",
+    "lambda_grpo_matched": "#ff7f0e",
+}
+LEAST_SEEDS = 5  # for a verdict
+MEASURES = ("peak", "step of the peak", "mean over steps", "end")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One credit on one task: estimates by measure, and its paired differences from grpo.
+
+    Attributes:
+        estimates: over seeds.
+        differences: seed by seed, over the seeds that both have run; none for grpo itself.
+        peaks: (seeds,) the differences of the peaks one by one.
+    """
+
+    task: str
+    credit: str
+    estimates: Mapping[str, Estimate]
+    differences: Mapping[str, Estimate]
+    peaks: NDArray[np.float64]
+
+    @property
+    def verdict(self) -> str:
+        """Of the peak: `wins` or `loses` against grpo if the interval of the difference excludes 0."""
+        if not self.differences:
+            return ""
+        if len(self.peaks) < LEAST_SEEDS:
+            return "too few seeds"
+        peak = self.differences["peak"]
+        return "wins" if peak.low > 0 else "loses" if peak.high < 0 else "ties"
+
+
+def measure(row: Mapping[str, Any]) -> dict[str, float]:
+    """The measures of one run. The first step counts where several share the peak.
+
+    >>> measure({"steps": [0, 10, 20], "accuracy": [0.2, 0.7, 0.6]})
+    {'peak': 0.7, 'step of the peak': 10.0, 'mean over steps': 0.5, 'end': 0.6}
+    """
+    accuracy = np.asarray(row["accuracy"])
+    step = float(row["steps"][int(accuracy.argmax())])
+    values = (float(accuracy.max()), step, round(float(accuracy.mean()), 6), float(accuracy[-1]))
+    return dict(zip(MEASURES, values, strict=True))
+
+
+def compare(rows: Rows) -> list[Compared]:
+    """Every credit on every task, in the order of the rows."""
+    found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    for row in rows:
+        found.setdefault((row["task"], row["credit"]), {})[row["seed"]] = measure(row)
+    compared = []
+    for (task, credit), by_seed in found.items():
+        base = found.get((task, BASELINE), {}) if credit != BASELINE else {}
+        both = sorted(by_seed.keys() & base.keys())
+        changes = {name: np.array([by_seed[s][name] - base[s][name] for s in both]) for name in MEASURES}
+        compared.append(
+            Compared(
+                task,
+                credit,
+                {name: bootstrap([values[name] for values in by_seed.values()]) for name in MEASURES},
+                {name: bootstrap(change) for name, change in changes.items()} if both else {},
+                changes["peak"],
+            )
+        )
+    return compared
+
+
+def flat(compared: Sequence[Compared]) -> dict[str, float]:
+    """Flat, for results.json: `task | credit | measure`, `… | low`, `… | high`, and `credit - grpo`."""
+    figures: dict[str, float] = {}
+    for c in compared:
+        for name, e in c.estimates.items():
+            figures |= _bounds(f"{short(c.task)} | {c.credit} | {name}", e)
+        for name, e in c.differences.items():
+            figures |= _bounds(f"{short(c.task)} | {c.credit} - {BASELINE} | {name}", e)
+    return figures
+
+
+def _bounds(name: str, e: Estimate) -> dict[str, float]:
+    values = (("", e.mean), (" | low", e.low), (" | high", e.high))
+    return {f"{name}{part}": round(value, 4) for part, value in values}
+
+
+def short(task: str) -> str:
+    """`my_module:MyTask` without its module."""
+    return task.rpartition(":")[2]
+
+
+def show(compared: Sequence[Compared]) -> None:
+    """Print peak and step of the peak, the differences and the verdict."""
+    shown = Table("task", "credit", "peak", "step of the peak", "peak minus grpo", "mean minus grpo", "peak")
+    for c in compared:
+        changes = [format(c.differences[name], "+.3f") if c.differences else "–"
+                   for name in ("peak", "mean over steps")]  # fmt: skip
+        cells = (format(c.estimates["peak"]), format(c.estimates["step of the peak"], ".0f"), *changes)
+        shown.add_row(short(c.task), c.credit, *map(escape, cells), c.verdict)
+    console.CONSOLE.print(shown)
+
+
+def draw(rows: Rows, compared: Sequence[Compared], path: Path) -> None:
+    """A line of panels per task: accuracy by step, by seconds, and the paired differences of the peaks."""
+    from matplotlib.figure import Figure
+
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure = Figure(figsize=(12, 3.1 * len(tasks) + 0.6), layout="constrained")
+    panels = figure.subplots(
+        len(tasks), 3, squeeze=False, sharex="col", gridspec_kw={"width_ratios": [3, 3, 2.4]}
+    )
+    for line, task in zip(panels, tasks, strict=True):
+        of_task = [row for row in rows if row["task"] == task]
+        for credit in dict.fromkeys(row["credit"] for row in of_task):
+            _curve(line, [row for row in of_task if row["credit"] == credit], credit)
+        _differences(line[2], [c for c in compared if c.task == task and c.differences])
+        line[0].set_ylabel(f"{short(task)}\nvalidation accuracy")
+        for axes in line:
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+        for axes in line[:2]:
+            axes.set_ylim(bottom=0)
+    for axes, label in zip(
+        panels[-1], ("step", "processor seconds of training", "peak minus grpo's, seed by seed"), strict=True
+    ):
+        axes.set_xlabel(label)
+    seeds = len({row["seed"] for row in rows})
+    figure.suptitle(f"Mean over {seeds} seeds; bands and bars: 95% bootstrap intervals", x=0.01, ha="left")
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
+    with runs.written_whole(path) as aside:
+        figure.savefig(aside, format="png", dpi=110)
+
+
+def _curve(line: Any, rows: Rows, credit: str) -> None:
+    points = [bootstrap(column) for column in zip(*(row["accuracy"] for row in rows), strict=True)]
+    seconds = np.mean([row["seconds"] for row in rows], axis=0)
+    colour = COLOURS.get(credit, "C2")
+    for axes, x in zip(line[:2], (rows[0]["steps"], seconds), strict=True):
+        axes.plot(x, [e.mean for e in points], color=colour, linewidth=1.8, label=credit)
+        low, high = [e.low for e in points], [e.high for e in points]
+        axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+
+
+def _differences(axes: Any, compared: Sequence[Compared]) -> None:
+    axes.axvline(0, color="black", linewidth=1)
+    for y, c in enumerate(compared):
+        e, colour = c.differences["peak"], COLOURS.get(c.credit, "C2")
+        axes.plot(c.peaks, [y + 0.18] * len(c.peaks), "o", color=colour, alpha=0.35, markersize=4)
+        spread = [[e.mean - e.low], [e.high - e.mean]]
+        axes.errorbar(e.mean, y, xerr=spread, color=colour, marker="o", markersize=6, linewidth=2)
+    axes.set_yticks(range(len(compared)), [f"{c.credit}\n{c.verdict}" for c in compared], fontsize=8)
+    axes.set_ylim(len(compared) - 0.5, -0.5)

@@ -1,0 +1,50 @@
+"""Groups that branch as sampled ones do, and medians of what takes little time.
+
+Processor time is measured, not the clock's: other work on the machine counts less.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lambda_grpo import ProcessTree, credit
+
+Rows = list[NDArray[np.int64]]
+
+
+def branching_group(completions: int, length: int, seed: int = 0) -> Rows:
+    """Random completions of `length` tokens, or up to half as many fewer.
+
+    Nine in ten copy a random stretch of an earlier completion and go on alone.
+    """
+    rng = np.random.default_rng(seed)
+    rows: Rows = []
+    for _ in range(completions):
+        own = rng.integers(0, 150_000, int(length * rng.uniform(0.5, 1)))
+        if rows and rng.random() < 0.9:
+            trunk = rows[rng.integers(len(rows))]
+            cut = int(rng.integers(0, min(len(trunk), len(own))))
+            own[:cut] = trunk[:cut]
+        rows.append(own)
+    return rows
+
+
+def weights_of(groups: Sequence[Rows], ids: Sequence[int], rewards: NDArray[np.float64]) -> None:
+    """What is timed: the trees of all groups, and λ-GRPO's weights as (G, T) float32."""
+    rows = [row for group in groups for row in group]
+    for tree in ProcessTree.build_many(rows, ids):
+        credit.lambda_grpo(tree, rewards)
+
+
+def median_seconds(function: Callable[[], None], seconds: float = 0.5) -> float:
+    """The median processor time of at least 7 calls, which take `seconds` in all."""
+    function()
+    times: list[float] = []
+    while sum(times) < seconds or len(times) < 7:
+        started = time.process_time()
+        function()
+        times.append(time.process_time() - started)
+    return statistics.median(times)
