@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["lambda_grpo"]):
     import pyarrow.parquet as pq
     from rollout_samples import BY_HAND
 
-    from lambda_grpo.answer_log import AnswerLog
+    from lambda_grpo.evaluating.answer_log import AnswerLog
     from lambda_grpo.tasks.rows import read_jsonl
 
 SLOW_S = 10.0

@@ -87,7 +87,7 @@ def sharded(state_dict_type: str, *arguments: str) -> int:
     """The same with FSDP2: each process holds a share of the weights, to be saved as `state_dict_type` says."""
     from processes_worker import assert_sharded, force_fsdp2
 
-    from lambda_grpo import train
+    from lambda_grpo.training import train
 
     force_fsdp2(state_dict_type)
     original = train._Trainer.train
@@ -150,7 +150,8 @@ def job(asked: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    from lambda_grpo import compare_credits, policy, settings
+    from lambda_grpo import policy
+    from lambda_grpo.training import compare_credits, settings
 
     assert compare_credits  # imported for the forks to come
     assert settings

@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_trl_engine import make_trainer
 
-from lambda_grpo import InputError, checkpoints, resume
+from lambda_grpo import InputError, checkpoints
+from lambda_grpo.training import resume
 
 
 def main(given: str) -> None:

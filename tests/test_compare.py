@@ -9,7 +9,7 @@ import yaml
 
 from lambda_grpo import InputError, cli, runs
 from lambda_grpo.credit import CREDITS, TokenCredit, grpo, lambda_grpo
-from lambda_grpo.settings import resolve
+from lambda_grpo.training.settings import resolve
 
 pytestmark = pytest.mark.usefixtures("quick_policy")
 

@@ -152,7 +152,7 @@ def check_command(command: str) -> None:
 def parse(arguments: list[str]) -> SimpleNamespace | None:
     args, rest = cli._parser(arguments[0]).parse_known_args(arguments)
     if args.command == "train":
-        from lambda_grpo import settings
+        from lambda_grpo.training import settings
 
         return settings.resolve(args.config, rest)
     assert not rest, rest

@@ -17,8 +17,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from lambda_grpo import InputError, cli, policy
 from lambda_grpo.estimates import Estimate, bootstrap, pass_at_k
-from lambda_grpo.evaluation import Answers, answer, differences, evaluate, summarise
-from lambda_grpo.sampling import Sampling, complete, encode
+from lambda_grpo.evaluating.evaluation import Answers, answer, differences, evaluate, summarise
+from lambda_grpo.evaluating.sampling import Sampling, complete, encode
 from lambda_grpo.tasks import Problem
 from lambda_grpo.tasks.thinking_sums import CHARACTERS, ThinkingSums
 
@@ -387,7 +387,9 @@ def test_mistakes(
     arguments: list[str], message: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lambda_grpo.compare_models.answer", lambda *_: pytest.fail("a model was run"))
+    monkeypatch.setattr(
+        "lambda_grpo.evaluating.compare_models.answer", lambda *_: pytest.fail("a model was run")
+    )
     Path("taken.json").write_text("mine")
     tiny_model().save_pretrained("cut-off")
     TOKENIZER.save_pretrained("cut-off")

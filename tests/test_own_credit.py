@@ -154,7 +154,7 @@ def test_training_with_a_credit_of_ones_own(
 ) -> None:
     """On the command line, from the current folder; a comparison is only resolved."""
     from lambda_grpo import cli, runs
-    from lambda_grpo.settings import resolve
+    from lambda_grpo.training.settings import resolve
 
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(Path(module).parent)

@@ -13,11 +13,12 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from torch.distributed.run import get_args_parser
 
-from lambda_grpo import InputError, cli, processes
-from lambda_grpo import options as options_module
+from lambda_grpo import InputError, cli
 from lambda_grpo.engines import trl_ranks
-from lambda_grpo.evaluation import Answers
-from lambda_grpo.settings import RECIPES, resolve
+from lambda_grpo.evaluating.evaluation import Answers
+from lambda_grpo.training import options as options_module
+from lambda_grpo.training import processes
+from lambda_grpo.training.settings import RECIPES, resolve
 
 SETTINGS = RECIPES / "accelerate"
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from stress_resume import content, differences, make_model
 
 from lambda_grpo import runs
-from lambda_grpo.settings import RECIPES
+from lambda_grpo.training.settings import RECIPES
 
 TASK = Path(__file__).with_name("varied_task.py")
 COMMON = [

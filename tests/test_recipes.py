@@ -10,10 +10,10 @@ import yaml
 from safetensors.torch import load_file
 
 from lambda_grpo import InputError, cli, policy, runs
-from lambda_grpo.settings import RECIPES, resolve
 from lambda_grpo.tasks import Problem
 from lambda_grpo.tasks.chat import Chat
 from lambda_grpo.tasks.thinking_sums import ThinkingSums
+from lambda_grpo.training.settings import RECIPES, resolve
 
 pytest.importorskip("math_verify")
 OPENRS = sorted(path.stem for path in RECIPES.glob("openrs-*.yaml"))

@@ -22,9 +22,10 @@ from test_trl_engine import make_trainer, qwen2
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from lambda_grpo import InputError, LambdaGRPOError, checkpoints, cli, resume, runs
+from lambda_grpo import InputError, LambdaGRPOError, checkpoints, cli, runs
 from lambda_grpo.engines import trl_resume
-from lambda_grpo.settings import resolve
+from lambda_grpo.training import resume
+from lambda_grpo.training.settings import resolve
 
 SMALL = [
     "--per_device_train_batch_size=8", "--num_generations=4", "--eval_problems=8", "--train_problems=40",
@@ -209,7 +210,7 @@ def test_the_same_command(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Goes on after a kill, says so when finished, refuses other settings, starts over when told to."""
-    from lambda_grpo import callbacks
+    from lambda_grpo.training import callbacks
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -259,7 +260,7 @@ def test_one_process_at_a_time(model: Path, tmp_path: Path, capsys: pytest.Captu
     """The second is refused while the first lives, and not once it was killed."""
     folder = tmp_path / "run"
     code = (
-        "import sys, time; from pathlib import Path; from lambda_grpo import resume\n"
+        "import sys, time; from pathlib import Path; from lambda_grpo.training import resume\n"
         "with resume.opened(resume.Run(Path(sys.argv[1]), {})): print('open', flush=True); time.sleep(99)"
     )
     first = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
@@ -296,7 +297,7 @@ def test_a_full_disk(model: Path, small_disk: Path, capsys: pytest.CaptureFixtur
             statistics = os.statvfs(small_disk)
             filler.write_bytes(bytes(statistics.f_bavail * statistics.f_frsize - 60_000))
 
-    from lambda_grpo import callbacks
+    from lambda_grpo.training import callbacks
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(callbacks.Log, "on_save", Fill().on_save, raising=False)
@@ -373,7 +374,7 @@ def test_settings_that_only_validate_keep_a_checkpoint_to_go_on_from() -> None:
 
 def test_early_stopping_survives(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A best at step 1, none at 2, a kill in step 3, none at 3: patience 2 is over, as it would have been."""
-    from lambda_grpo import callbacks, train
+    from lambda_grpo.training import callbacks, train
 
     plan = {0: 0.125, 1: 0.75, 2: 0.5, 3: 0.25}
 

@@ -13,7 +13,7 @@ import pytest
 
 from lambda_grpo import ProcessTree, credit
 from lambda_grpo.engines.trl import LambdaGRPOConfig
-from lambda_grpo.options import TrainOptions
+from lambda_grpo.training.options import TrainOptions
 
 ROOT = Path(__file__).parent.parent
 API = re.findall(r"^::: (\S+)\n.*\n +members: \[(.*)\]$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from lambda_grpo import InputError, cli, policy, runs
-from lambda_grpo.evaluation import bootstrap
-from lambda_grpo.settings import resolve
+from lambda_grpo.evaluating.evaluation import bootstrap
+from lambda_grpo.training.settings import resolve
 
 SMALL = [
     "--max_steps",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_boundaries import PACKAGE
 
 from lambda_grpo import InputError, plain_yaml, policy
-from lambda_grpo.settings import resolve
+from lambda_grpo.training.settings import resolve
 
 # Recipes
 

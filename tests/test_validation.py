@@ -12,10 +12,11 @@ import yaml
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
-from lambda_grpo import InputError, callbacks, cli, policy, runs, splits, train
-from lambda_grpo.settings import resolve
-from lambda_grpo.splits import Sizes
+from lambda_grpo import InputError, cli, policy, runs
 from lambda_grpo.tasks import Problem, Split, ThinkingSums, thinking_sums
+from lambda_grpo.training import callbacks, splits, train
+from lambda_grpo.training.settings import resolve
+from lambda_grpo.training.splits import Sizes
 
 pytestmark = pytest.mark.usefixtures("quick_policy")
 

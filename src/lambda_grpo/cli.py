@@ -12,7 +12,7 @@ from lambda_grpo import __version__
 from lambda_grpo.errors import InputError, LambdaGRPOError, missing_extra, printable
 
 if TYPE_CHECKING:
-    from lambda_grpo.options import Settings
+    from lambda_grpo.training.options import Settings
 
 _TRAIN = """\
 Train a policy. Without arguments: the embedded policy learns thinking-sums with λ-GRPO in about two minutes.
@@ -63,7 +63,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         cli.add_arguments(report)
     evaluation = commands.add_parser("eval", help="how good models are at a task", allow_abbrev=False)
     if command == "eval":
-        from lambda_grpo import eval_command
+        from lambda_grpo.evaluating import command as eval_command
 
         evaluation.description = eval_command.DESCRIPTION
         eval_command.add_arguments(evaluation)
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return cli.run(args)
         if args.command == "eval":
-            from lambda_grpo import eval_command
+            from lambda_grpo.evaluating import command as eval_command
 
             return eval_command.run(args)
         if args.command == "reproduce":
@@ -114,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(recipe: str, flags: Sequence[str]) -> int:
     try:
-        from lambda_grpo import console, processes, settings
+        from lambda_grpo import console
+        from lambda_grpo.training import processes, settings
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
     resolved = settings.resolve(recipe, flags)
@@ -122,7 +123,7 @@ def _train(recipe: str, flags: Sequence[str]) -> int:
     processes.quiet_others()
     with tempfile.TemporaryDirectory(prefix="lambda-grpo-") as aside:
         if resolved.options.dry_run:
-            from lambda_grpo import dry_run
+            from lambda_grpo.training import dry_run
 
             _expect_alone("train --dry_run")
             replaced = dry_run.replacements(resolved, flags, Path(aside))
@@ -142,7 +143,7 @@ def _train(recipe: str, flags: Sequence[str]) -> int:
 
 def _run(resolved: "Settings") -> tuple[Path, str]:
     """Train, or compare credits; the folder and what is in it."""
-    from lambda_grpo import compare_credits, train
+    from lambda_grpo.training import compare_credits, train
 
     if resolved.options.compare:
         folder = compare_credits.compare(resolved)

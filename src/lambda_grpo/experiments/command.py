@@ -97,9 +97,9 @@ def _open(output: Path, resumes_from: str | None) -> bool:
 
 def settings_of(path: Path, quick: bool) -> dict[str, Any]:
     """The keys of a config.yaml, the section `quick` laid over the rest if wanted."""
-    import yaml
+    from lambda_grpo import plain_yaml
 
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    content: dict[str, Any] = plain_yaml.read(path)
     smaller = content.pop("quick")
     return content | (smaller if quick else {})
 

@@ -19,12 +19,13 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from lambda_grpo import console, policy, splits
+from lambda_grpo import console, policy
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
-from lambda_grpo.evaluation import Sampling, answer
+from lambda_grpo.evaluating.evaluation import Sampling, answer
 from lambda_grpo.experiments import curves_figures, kept_runs
 from lambda_grpo.tasks import Problem, Task, get_task
 from lambda_grpo.tasks.base import score
+from lambda_grpo.training import splits
 
 RESUMES_FROM = kept_runs.FILE
 

@@ -64,8 +64,8 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
 
 def train(settings: Mapping[str, Any], task: str, size: int) -> Curves:
     """Train one policy with the recipe `thinking-sums` changed to these settings; its curves."""
-    from lambda_grpo import train as training
-    from lambda_grpo.settings import resolve
+    from lambda_grpo.training import train as training
+    from lambda_grpo.training.settings import resolve
 
     with tempfile.TemporaryDirectory() as folder:
         flags = {

@@ -16,7 +16,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from lambda_grpo import console, policy, runs
-from lambda_grpo.evaluation import (
+from lambda_grpo.evaluating.evaluation import (
     RIGHT_FROM,
     Answers,
     answer,
@@ -25,7 +25,7 @@ from lambda_grpo.evaluation import (
     summarise,
     usual_pass_at,
 )
-from lambda_grpo.sampling import Sampling, encode
+from lambda_grpo.evaluating.sampling import Sampling, encode
 from lambda_grpo.tasks import Problem, Split, Task
 
 

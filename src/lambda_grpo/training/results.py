@@ -9,7 +9,7 @@ from typing import Any
 
 from lambda_grpo import runs
 from lambda_grpo.estimates import Estimate
-from lambda_grpo.evaluation import Evaluation
+from lambda_grpo.evaluating.evaluation import Evaluation
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lambda_grpo import checkpoints, plain_yaml, processes, runs
+from lambda_grpo import checkpoints, plain_yaml, runs
 from lambda_grpo.errors import InputError, LambdaGRPOError
+from lambda_grpo.training import processes
 
 _LOCK = ".lock"
 _CONTENT = ("results.json", "compare.json", "compare.png", "curve.png", "report.html", "report.json",

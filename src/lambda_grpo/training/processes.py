@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 
 from lambda_grpo import console
 from lambda_grpo.errors import LambdaGRPOError, expect
-from lambda_grpo.evaluation import Answers, Evaluation, answer, summarise, usual_pass_at
-from lambda_grpo.sampling import Sampling
+from lambda_grpo.evaluating.evaluation import Answers, Evaluation, answer, summarise, usual_pass_at
+from lambda_grpo.evaluating.sampling import Sampling
 from lambda_grpo.tasks import Problem, Task
 
 T = TypeVar("T")

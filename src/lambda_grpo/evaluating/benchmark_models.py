@@ -17,13 +17,13 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from lambda_grpo import console, policy, runs
-from lambda_grpo.answer_log import Answered
-from lambda_grpo.benchmark_sheets import Asking, Sheet, lay_out
 from lambda_grpo.errors import InputError
 from lambda_grpo.estimates import Floats, bootstrap, bootstrap_mean, pass_at_k
-from lambda_grpo.evaluation import check_pass_at, usual_pass_at
-from lambda_grpo.sampling import Sampling, complete
-from lambda_grpo.sampling_vllm import VLLMModel
+from lambda_grpo.evaluating.answer_log import Answered
+from lambda_grpo.evaluating.benchmark_sheets import Asking, Sheet, lay_out
+from lambda_grpo.evaluating.evaluation import check_pass_at, usual_pass_at
+from lambda_grpo.evaluating.sampling import Sampling, complete
+from lambda_grpo.evaluating.sampling_vllm import VLLMModel
 from lambda_grpo.tasks.benchmarks import BENCHMARKS, Benchmark
 
 

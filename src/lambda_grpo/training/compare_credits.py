@@ -9,11 +9,12 @@ import gc
 from dataclasses import asdict
 from pathlib import Path
 
-from lambda_grpo import console, curves, processes, results, resume, runs
-from lambda_grpo.callbacks import Report
-from lambda_grpo.options import Settings
-from lambda_grpo.results import Trained
-from lambda_grpo.train import train
+from lambda_grpo import console, runs
+from lambda_grpo.training import curves, processes, results, resume
+from lambda_grpo.training.callbacks import Report
+from lambda_grpo.training.options import Settings
+from lambda_grpo.training.results import Trained
+from lambda_grpo.training.train import train
 
 
 def compare(settings: Settings) -> Path:

@@ -120,8 +120,9 @@ def _run_task(args: argparse.Namespace) -> int:
     output = args.output or Path(f"eval-{re.sub('[^a-z0-9]+', '-', args.task.lower())}-{stamp}.json")
     _check_output(output)
     try:
-        from lambda_grpo import compare_models, console
-        from lambda_grpo.sampling import Sampling
+        from lambda_grpo import console
+        from lambda_grpo.evaluating import compare_models
+        from lambda_grpo.evaluating.sampling import Sampling
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "batch_size", "seed", "samples")
@@ -136,9 +137,10 @@ def _run_benchmarks(args: argparse.Namespace) -> int:
     folder = args.output or Path("benchmarks")
     _check_writable(folder / "results.json", folder)
     try:
-        from lambda_grpo import benchmark_models, console
-        from lambda_grpo.benchmark_sheets import Asking
-        from lambda_grpo.sampling import Sampling
+        from lambda_grpo import console
+        from lambda_grpo.evaluating import benchmark_models
+        from lambda_grpo.evaluating.benchmark_sheets import Asking
+        from lambda_grpo.evaluating.sampling import Sampling
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
     names = ("max_new_tokens", "top_p", "top_k", "batch_size", "seed", "samples")

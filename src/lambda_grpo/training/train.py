@@ -13,17 +13,18 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
-from lambda_grpo import checkpoints, console, curves, policy, processes, results, resume, runs, splits
-from lambda_grpo.callbacks import CheckMetric, Log, Refresh, Report
+from lambda_grpo import checkpoints, console, policy, runs
 from lambda_grpo.engines.trl import LambdaGRPOTrainer
 from lambda_grpo.errors import InputError
-from lambda_grpo.evaluation import Evaluation, Sampling
-from lambda_grpo.options import Settings, TrainOptions
-from lambda_grpo.results import Trained, Validated
-from lambda_grpo.splits import Splits
+from lambda_grpo.evaluating.evaluation import Evaluation, Sampling
 from lambda_grpo.tasks import Problem, Task, get_task
 from lambda_grpo.tasks.base import score
 from lambda_grpo.tasks.chat import Chat
+from lambda_grpo.training import curves, processes, results, resume, splits
+from lambda_grpo.training.callbacks import CheckMetric, Log, Refresh, Report
+from lambda_grpo.training.options import Settings, TrainOptions
+from lambda_grpo.training.results import Trained, Validated
+from lambda_grpo.training.splits import Splits
 
 
 class _Trainer(LambdaGRPOTrainer):

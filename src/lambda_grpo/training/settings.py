@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from lambda_grpo import plain_yaml, processes
+from lambda_grpo import plain_yaml
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.errors import InputError, unknown_name
-from lambda_grpo.options import (
+from lambda_grpo.training import processes
+from lambda_grpo.training.options import (
     Settings,
     TrainOptions,
     check,
@@ -27,7 +28,7 @@ from lambda_grpo.options import (
     implied,
 )
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 class _Parser(HfArgumentParser):

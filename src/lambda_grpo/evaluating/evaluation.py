@@ -17,8 +17,8 @@ import torch
 
 from lambda_grpo.errors import InputError, expect
 from lambda_grpo.estimates import Estimate, Floats, bootstrap, pass_at_k, ratio
-from lambda_grpo.sampling import Sampling as Sampling
-from lambda_grpo.sampling import complete, encode
+from lambda_grpo.evaluating.sampling import Sampling as Sampling
+from lambda_grpo.evaluating.sampling import complete, encode
 from lambda_grpo.tasks import Problem, Task
 from lambda_grpo.tasks.base import score
 

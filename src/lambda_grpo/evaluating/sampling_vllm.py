@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lambda_grpo.errors import InputError
-from lambda_grpo.sampling import Sampling
+from lambda_grpo.evaluating.sampling import Sampling
 
 
 class VLLMModel:

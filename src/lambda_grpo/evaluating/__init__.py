@@ -1,0 +1,1 @@
+"""`lambda-grpo eval`: prompts completed, answers scored, policies compared."""
