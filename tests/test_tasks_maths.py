@@ -227,6 +227,12 @@ def test_without_math_verify_the_extra_is_named(monkeypatch):
         maths(SUMS)
 
 
+def test_an_older_antlr_is_refused(monkeypatch):
+    monkeypatch.setattr("lambda_grpo.tasks.maths.version", {"antlr4-python3-runtime": "4.9.3"}.get)
+    with pytest.raises(InputError, match=r"got 4\.9\.3, .* expected 4\.13\.2: pip install"):
+        maths(SUMS)
+
+
 # Data sets of the Hub, by way of local folders.
 @pytest.fixture
 def hub(tmp_path, monkeypatch):

@@ -13,13 +13,12 @@ reads (open-rs's lighteval tasks and others).
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lambda_grpo.errors import InputError, missing_extra, unknown_name
+from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.tasks.base import Problem
-from lambda_grpo.tasks.maths import gold_text, parses, same_answer
+from lambda_grpo.tasks.maths import check_math_verify, gold_text, parses, same_answer
 from lambda_grpo.tasks.rows import load_hub, read_jsonl
 
 _POWER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?!\w)")
@@ -109,10 +108,10 @@ def load_benchmark(name: str, path: str = "") -> Benchmark:
     """A benchmark from the Hub, from a file with one JSON object per line, or a folder that `datasets` loads.
 
     Raises:
-        InputError: it cannot be read, a column is missing, a row holds no question or no answer.
+        InputError: as `check_math_verify`; it cannot be read, a column is missing, a row holds no question or
+            no answer.
     """
-    if find_spec("math_verify") is None:
-        raise missing_extra("math-verify", "tasks")
+    check_math_verify()
     source = BENCHMARKS[name]
     if path and not Path(path).is_dir():
         origin, rows = path, read_jsonl(path).parts["test"]

@@ -19,6 +19,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import islice
 from typing import Any
@@ -35,6 +36,24 @@ _PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{2,}[,;]?\s+[A-Za-z]{2,}\b|\n")
 _log = logging.getLogger(__name__)
 
 
+def check_math_verify() -> None:
+    """Raise unless math-verify is there and its parser of LaTeX works.
+
+    Raises:
+        InputError: it is not installed, or beside antlr4-python3-runtime below 4.13, for which its parser is
+            out of step: percentages and more are then no numbers, and right answers score 0.
+    """
+    if find_spec("math_verify") is None:
+        raise missing_extra("math-verify", "tasks")
+    found = version("antlr4-python3-runtime")
+    if tuple(map(int, found.split(".")[:2])) < (4, 13):
+        raise InputError(
+            f"antlr4-python3-runtime: got {found}, with which math-verify scores right answers such as 5\\% "
+            "as wrong; expected 4.13.2: pip install antlr4-python3-runtime==4.13.2. Hydra, and so verl, asks "
+            "for 4.9: keep verl in an environment of its own"
+        )
+
+
 class Maths:
     """Problems from rows, scored by math-verify.
 
@@ -47,12 +66,11 @@ class Maths:
             that answer. Rows are looked at when they are first needed.
 
     Raises:
-        InputError: math-verify is not installed, the columns are missing, or there is not one row.
+        InputError: as `check_math_verify`; the columns are missing, or there is not one row.
     """
 
     def __init__(self, rows: Rows, seconds: float = SECONDS) -> None:
-        if find_spec("math_verify") is None:
-            raise missing_extra("math-verify", "tasks")
+        check_math_verify()
         self._rows = rows
         self._seconds = seconds
         self._columns: dict[Split, tuple[str, str]] = {}
