@@ -15,12 +15,17 @@ from lambda_grpo.estimates import Estimate, bootstrap
 
 Rows = Sequence[Mapping[str, Any]]
 BASELINE = "grpo"
-COLOURS = {  # of the best known; others take what is left
+COLOURS = {
     "grpo": "black",
     "lambda_grpo": "#d62728",
     "optimistic": "#1f77b4",
     "lambda_grpo_matched": "#ff7f0e",
+    "lambda_grpo_unique": "#2ca02c",
+    "tempo": "#9467bd",
+    "treepo": "#8c564b",
+    "vineppo": "#17becf",
 }
+OTHERS = "grey"  # a user's own
 LEAST_SEEDS = 5  # for a verdict
 MEASURES = ("peak", "step of the peak", "mean over steps", "end")
 
@@ -123,7 +128,7 @@ def draw(rows: Rows, compared: Sequence[Compared], path: Path) -> None:
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure = Figure(figsize=(12, 3.1 * len(tasks) + 0.6), layout="constrained")
+    figure = Figure(figsize=(12, 3.6 * len(tasks) + 0.8), layout="constrained")
     panels = figure.subplots(
         len(tasks), 3, squeeze=False, sharex="col", gridspec_kw={"width_ratios": [3, 3, 2.4]}
     )
@@ -154,17 +159,17 @@ def draw(rows: Rows, compared: Sequence[Compared], path: Path) -> None:
 def _curve(line: Any, rows: Rows, credit: str) -> None:
     points = [bootstrap(column) for column in zip(*(row["accuracy"] for row in rows), strict=True)]
     seconds = np.mean([row["seconds"] for row in rows], axis=0)
-    colour = COLOURS.get(credit, "C2")
+    colour = COLOURS.get(credit, OTHERS)
     for axes, x in zip(line[:2], (rows[0]["steps"], seconds), strict=True):
         axes.plot(x, [e.mean for e in points], color=colour, linewidth=1.8, label=credit)
         low, high = [e.low for e in points], [e.high for e in points]
-        axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.fill_between(x, low, high, color=colour, alpha=0.07, linewidth=0)
 
 
 def _differences(axes: Any, compared: Sequence[Compared]) -> None:
     axes.axvline(0, color="black", linewidth=1)
     for y, c in enumerate(compared):
-        e, colour = c.differences["peak"], COLOURS.get(c.credit, "C2")
+        e, colour = c.differences["peak"], COLOURS.get(c.credit, OTHERS)
         axes.plot(c.peaks, [y + 0.18] * len(c.peaks), "o", color=colour, alpha=0.35, markersize=4)
         spread = [[e.mean - e.low], [e.high - e.mean]]
         axes.errorbar(e.mean, y, xerr=spread, color=colour, marker="o", markersize=6, linewidth=2)
