@@ -11,11 +11,10 @@ import pytest
 import yaml
 
 from lambda_grpo import InputError, cli
-from lambda_grpo.experiments import EXPERIMENTS, command, curves_figures, expected, overlap, sequences
+from lambda_grpo.experiments import EXPERIMENTS, command, curves_figures, expected, overlap
 from lambda_grpo.experiments.rare_branches import HeadSums, Overshoot
 from lambda_grpo.experiments.timing import branching_group
 from lambda_grpo.tasks import Problem
-from lambda_grpo.tasks.sequences import Sequences
 
 ROOT = Path(__file__).parent.parent
 
@@ -250,28 +249,3 @@ def test_what_the_rare_branches_earn() -> None:
     assert [Overshoot().score(problem, text) for text in (".11", ".10", ".6", "?3,6", ".", "")] == [
         1, -0.5, -0.5, 0, -0.5, 0,
     ]  # fmt: skip
-
-
-def test_demonstrations_of_sequences_miss_the_sum_alone() -> None:
-    shown = Sequences().problems("train", 300, 0)
-    right = 0
-    for problem, (prompt, completion) in zip(shown, sequences.demonstrations(300, 0), strict=True):
-        n, spread, total = (problem.answer[name] for name in ("n", "d", "S"))
-        values = [int(value) for value in completion.split(",")]
-        assert len(values) == n
-        assert values == sorted(values)
-        assert values[-1] - values[0] == spread
-        assert abs(sum(values) - total) <= n / 2
-        assert set(prompt + completion) <= set(sequences.CHARACTERS)
-        right += Sequences().score(problem, completion)
-    assert 60 <= right <= 150  # one in two to one in six
-
-
-def test_sequences_in_miniature(tmp_path: Path) -> None:
-    flags = ["--quick", "--seeds", "1", "--steps", "2", "--validate_every", "1", "--warmup_steps", "0"]
-    flags += ["--num_generations", "2", "--prompts", "2", "--validation_problems", "4"]
-    flags += ["--pretraining_steps", "5", "--pretraining_batch", "8"]
-    assert reproduce("sequences", *flags, "-o", str(tmp_path / "out")) == 0
-    figures = json.loads((tmp_path / "out" / "results.json").read_text())["figures"]
-    assert 0 <= figures["sequences | lambda_grpo | end"] <= 1
-    assert (tmp_path / "out" / "policy" / "model.safetensors").exists()

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,8 +135,7 @@ def embedded_policy(progress: Callable[[int, int, str], None] | None = None) -> 
     key = hashlib.sha256(f"{source} {asdict(recipe)}".encode()).hexdigest()[:12]
     folder = _cache() / f"thinking-sums-{key}"
     if not (folder / "config.json").is_file():
-        pairs = thinking_sums.demonstrations(recipe.steps * recipe.batch_size, recipe.seed)
-        model, tokenizer = pretrain(pairs, thinking_sums.CHARACTERS, recipe, progress)
+        model, tokenizer = _pretrain(recipe, progress)
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=folder.parent))
         model.save_pretrained(aside)
@@ -172,19 +171,10 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
     )
 
 
-def pretrain(
-    pairs: Sequence[tuple[str, str]],
-    characters: str,
-    recipe: Pretraining,
-    progress: Callable[[int, int, str], None] | None = None,
+def _pretrain(
+    recipe: Pretraining, progress: Callable[[int, int, str], None] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A character-level Qwen2 model of about half a million parameters that imitates demonstrations.
-
-    Args:
-        pairs: steps × batch_size prompts and completions, of at most 255 characters together.
-        progress: as in `embedded_policy`.
-    """
-    tokenizer = character_tokenizer(characters)
+    tokenizer = character_tokenizer(thinking_sums.CHARACTERS)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         model = Qwen2ForCausalLM(
@@ -202,14 +192,13 @@ def pretrain(
                 bos_token_id=None,
             )
         )
-        _imitate(model, *_examples(pairs, tokenizer), recipe, progress)
+        _imitate(model, *_examples(recipe, tokenizer), recipe, progress)
     return model.eval(), tokenizer
 
 
-def _examples(
-    pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Demonstrations as right-padded ids and labels, (pairs, T) each; prompts are unlabelled."""
+def _examples(recipe: Pretraining, tokenizer: PreTrainedTokenizerBase) -> tuple[torch.Tensor, torch.Tensor]:
+    """Demonstrations as right-padded ids and labels, (steps × batch, T) each; prompts are unlabelled."""
+    pairs = thinking_sums.demonstrations(recipe.steps * recipe.batch_size, recipe.seed)
     texts = [prompt + completion for prompt, completion in pairs]
     rows = tokenizer(texts)["input_ids"]
     width = max(map(len, rows)) + 1

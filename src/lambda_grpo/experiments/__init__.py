@@ -10,5 +10,4 @@ EXPERIMENTS = {
     "overlap": "how much completions share during training, in groups of 6 and of 36 (about 10 minutes)",
     "cost": "seconds per token of λ-GRPO's weights, and their share of a training step (about 3 minutes)",
     "curves": "validation accuracy during training on three tasks, credit beside credit (about 40 minutes)",
-    "sequences": "integers under exact conditions: a policy of its own, then trained (about 20 minutes)",
 }

@@ -30,11 +30,8 @@ from lambda_grpo.training import splits
 RESUMES_FROM = kept_runs.FILE
 
 
-def run(settings: Mapping[str, Any], output: Path, start: str = "") -> dict[str, float]:
+def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
     """Train what is not in runs.jsonl yet; draw, print and write; the figures.
-
-    Args:
-        start: the policy's folder; if empty, the settings name it.
 
     Raises:
         InputError: an unknown task or credit, or runs.jsonl holds runs with other settings.
@@ -44,7 +41,7 @@ def run(settings: Mapping[str, Any], output: Path, start: str = "") -> dict[str,
     plan = product(range(settings["seeds"]), settings["tasks"], settings["credits"])
     wanted = [dict(zip(names, which, strict=True)) for which in plan]
     transformers_logging.disable_progress_bar()
-    model = start or _policy(settings["model"])
+    model = _policy(settings["model"])
     with console.progress("Runs") as shown:
         rows = kept_runs.complete(output, wanted, shared, lambda i: train(shared, model, **wanted[i]), shown)
     compared = curves_figures.compare(rows)
