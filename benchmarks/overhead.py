@@ -1,10 +1,15 @@
 """The share of a training step that λ costs; what is measured, and how: `lambda_grpo.experiments.step_share`.
 
-python benchmarks/overhead.py
+python benchmarks/overhead.py [--quick]
 """
+
+import argparse
 
 from lambda_grpo.experiments import step_share
 
 if __name__ == "__main__":
-    for setting in step_share.settings():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer steps")
+    sizes = (15, 3) if parser.parse_args().quick else (60, 9)
+    for setting in step_share.settings(*sizes):
         print(step_share.measure(setting), flush=True)

@@ -131,7 +131,7 @@ def larger() -> tuple[Any, Any]:
     return Qwen2ForCausalLM(config), tokenizer
 
 
-def settings(demo_pairs: int = 60, larger_pairs: int = 9) -> list[Setting]:
+def settings(demo_pairs: int, larger_pairs: int) -> list[Setting]:
     """The two settings; one with 0 pairs is left out."""
     both = [
         Setting("the demo's policy", 32, 14, demo_pairs, embedded),
