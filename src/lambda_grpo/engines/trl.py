@@ -5,7 +5,8 @@ the credit of its own rows.
 
 Three hooks, each calls `super()` and copies no body:
 
-1. `_calculate_rewards` sees the completions' ids and rewards, which nothing later does: keep them.
+1. `_calculate_rewards` sees the completions' ids, which nothing later does: keep them (`Guarded` keeps the
+   rewards).
 2. `_generate_and_score_completions` builds the trees while rows still lie in group order, puts the credit's
    advantages (B, T) in place of TRL's (B,), and adds the weights (B, T) to the batch; TRL then buffers,
    shuffles and splits them like its own tensors.
@@ -96,12 +97,11 @@ class LambdaGRPOConfig(GRPOConfig):
 
 @dataclass(frozen=True)
 class _Scored:
-    """What `_calculate_rewards` saw: this process's rows, rewards of all processes."""
+    """What `_calculate_rewards` saw: this process's rows."""
 
     prompts: list[Any]
     completions: list[Any]
     completion_ids: list[list[int]]
-    rewards_per_func: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> torch.Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._scored = _Scored(prompts, completions, completion_ids_list, rewards)
+        self._scored = _Scored(prompts, completions, completion_ids_list)
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -196,9 +196,6 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
         check_agreement(self.accelerator, count, "tool_mask" in batch)
         first = start = self.accelerator.process_index * count
         straddles = self.accelerator.num_processes > 1 and count % size > 0
-        per_func = self._scored.rewards_per_func
-        rewards = (per_func * self.reward_weights.to(per_func.device)).nansum(dim=1)
-        rewards[per_func.isnan().all(dim=1)] = torch.nan
         masks = None
         if "tool_mask" in batch or self.mask_truncated_completions:
             in_loss = (batch["completion_mask"] * batch.get("tool_mask", 1)).bool().cpu().numpy()
@@ -213,7 +210,7 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
             masks = None if masks is None else gather_object(masks)[first:end]
             contexts = gather_object(contexts)[first:end]
         mine = slice(start - first, start - first + count)
-        return _Rows(ids, advantages, rewards[first:end].cpu().numpy(), masks, contexts, first, mine)
+        return _Rows(ids, advantages, self._rewards[first:end].cpu().numpy(), masks, contexts, first, mine)
 
     def _log_credit(
         self,

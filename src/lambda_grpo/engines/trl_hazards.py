@@ -23,7 +23,7 @@ class Guarded(GRPOTrainer):
 
     _skipped_in_row = 0
     reward_funcs: list[Any]
-    _rewards: torch.Tensor  # (rows of all processes, reward functions), of the generation batch at hand
+    _rewards: torch.Tensor  # (rows of all processes,), of the generation batch at hand; NaN: none could score
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -44,8 +44,10 @@ class Guarded(GRPOTrainer):
         return completion_ids, *rest
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._rewards = super()._calculate_rewards(*args, **kwargs)
-        return self._rewards
+        per_function: torch.Tensor = super()._calculate_rewards(*args, **kwargs)
+        self._rewards = (per_function * self.reward_weights.to(per_function.device)).nansum(dim=1)
+        self._rewards[per_function.isnan().all(dim=1)] = torch.nan
+        return per_function
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         """Equal rewards give no advantage: TRL's are up to 2e-3 then, by the rounding of the mean.
@@ -55,9 +57,8 @@ class Guarded(GRPOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         if self.multi_objective_aggregation == "sum_then_normalize":
             size = self.num_generations if self.model.training else self.num_generations_eval
-            rewards = self._rewards * self.reward_weights.to(self._rewards.device)
-            groups = rewards.nansum(dim=1).view(-1, size)
-            scored = ~rewards.isnan().all(dim=1).view(-1, size)  # TRL gives 0 to the others itself
+            groups = self._rewards.view(-1, size)
+            scored = ~groups.isnan()  # TRL gives 0 to the others itself
             highest = groups.masked_fill(~scored, -torch.inf).amax(dim=1)
             lowest = groups.masked_fill(~scored, torch.inf).amin(dim=1)
             equal = (highest <= lowest).repeat_interleave(size)
