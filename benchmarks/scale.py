@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from lambda_grpo import ProcessTree, credit, measures
+from lambda_grpo.experiments.timing import VOCABULARY, branching_group
 
-VOCABULARY = 150_000
 Rows = list[np.ndarray]
 
 
@@ -53,15 +53,7 @@ def fresh(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def branching(rng: np.random.Generator, count: int, length: int) -> Rows:
     """Nine in ten copy a random stretch of an earlier completion and go on alone; lengths vary by half."""
-    rows: Rows = []
-    for _ in range(count):
-        own = fresh(rng, int(length * rng.uniform(0.5, 1)))
-        if rows and rng.random() < 0.9:
-            trunk = rows[rng.integers(len(rows))]
-            cut = int(rng.integers(0, min(len(trunk), len(own))))
-            own[:cut] = trunk[:cut]
-        rows.append(own)
-    return rows
+    return branching_group(count, length, rng, np.int32)
 
 
 def deep(rng: np.random.Generator, count: int, length: int) -> Rows:

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from lambda_grpo import ProcessTree, credit
 
-Rows = list[NDArray[np.int64]]
+Rows = list[NDArray[np.integer]]
+VOCABULARY = 150_000
 
 
-def branching_group(completions: int, length: int, seed: int = 0) -> Rows:
+def branching_group(
+    completions: int, length: int, seed: int | np.random.Generator = 0, dtype: type = np.int64
+) -> Rows:
     """Random completions of `length` tokens, or up to half as many fewer.
 
     Nine in ten copy a random stretch of an earlier completion and go on alone.
@@ -23,7 +26,7 @@ def branching_group(completions: int, length: int, seed: int = 0) -> Rows:
     rng = np.random.default_rng(seed)
     rows: Rows = []
     for _ in range(completions):
-        own = rng.integers(0, 150_000, int(length * rng.uniform(0.5, 1)))
+        own = rng.integers(0, VOCABULARY, int(length * rng.uniform(0.5, 1)), dtype)
         if rows and rng.random() < 0.9:
             trunk = rows[rng.integers(len(rows))]
             cut = int(rng.integers(0, min(len(trunk), len(own))))
