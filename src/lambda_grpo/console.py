@@ -17,6 +17,14 @@ from lambda_grpo.evaluating.evaluation import Evaluation
 CONSOLE = Console()
 
 
+def embedded_policy() -> Path:
+    """The folder of the embedded policy; where it is made now, with a progress bar."""
+    from lambda_grpo import policy
+
+    with progress("Pre-training the embedded policy (once)") as shown:
+        return policy.embedded_policy(shown)
+
+
 def run_starts(folder: Path, resumed_from: int | None, processes: int = 1) -> None:
     """Say where the run is, where it goes on, and how it would after a kill."""
     if resumed_from is not None:

@@ -96,11 +96,8 @@ def compare(models: Sequence[str], task: Task, setting: Setting, output: Path) -
 
 def _run(model: str, task: Task, problems: Sequence[Problem], sampling: Sampling) -> tuple[Answers, float]:
     """The answers of one model, and the seconds they took."""
-    path = model
-    if model == policy.EMBEDDED:
-        with console.progress("Pre-training the embedded policy (once)") as shown:
-            path = str(policy.embedded_policy(shown))
-    network, tokenizer = policy.load_policy(path)
+    path = console.embedded_policy() if model == policy.EMBEDDED else model
+    network, tokenizer = policy.load_policy(str(path))
     if torch.accelerator.is_available():
         network.to(torch.accelerator.current_accelerator())
     started = time.monotonic()

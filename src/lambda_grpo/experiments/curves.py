@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
@@ -24,8 +25,8 @@ from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
 from lambda_grpo.evaluating.evaluation import Sampling, answer
 from lambda_grpo.experiments import curves_figures, kept_runs
 from lambda_grpo.tasks import Problem, Task, get_task
-from lambda_grpo.tasks.base import score
 from lambda_grpo.training import splits
+from lambda_grpo.training import train as training
 
 RESUMES_FROM = kept_runs.FILE
 
@@ -41,7 +42,9 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
     plan = product(range(settings["seeds"]), settings["tasks"], settings["credits"])
     wanted = [dict(zip(names, which, strict=True)) for which in plan]
     transformers_logging.disable_progress_bar()
-    model = _policy(settings["model"])
+    model = settings["model"]
+    if model == policy.EMBEDDED:
+        model = str(console.embedded_policy())
     with console.progress("Runs") as shown:
         rows = kept_runs.complete(output, wanted, shared, lambda i: train(shared, model, **wanted[i]), shown)
     compared = curves_figures.compare(rows)
@@ -99,9 +102,9 @@ def train(settings: Mapping[str, Any], model: str, task: str, credit: str, seed:
         start, tokenizer = policy.load_policy(model)
         trainer = LambdaGRPOTrainer(
             start,
-            _reward_function(scorer, problems.train),
+            training.reward_function(scorer, problems.train),
             _config(settings, credit, seed, folder),
-            train_dataset=_data_set(problems.train),
+            train_dataset=Dataset.from_list(training.rows(problems.train)),
             processing_class=tokenizer,
         )
         sampling = Sampling(
@@ -144,24 +147,3 @@ def _config(settings: Mapping[str, Any], credit: str, seed: int, folder: str) ->
         use_cpu=True,
         bf16=False,
     )
-
-
-def _policy(model: str) -> str:
-    """The folder or Hub id of the policy; the embedded one is made once."""
-    if model != policy.EMBEDDED:
-        return model
-    with console.progress("Pre-training the embedded policy (once)") as shown:
-        return str(policy.embedded_policy(shown))
-
-
-def _data_set(problems: Sequence[Problem]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_list([{"prompt": p.prompt, "problem": i} for i, p in enumerate(problems)])
-
-
-def _reward_function(task: Task, problems: Sequence[Problem]) -> Any:
-    def reward(completions: list[str], problem: list[int], **_: Any) -> list[float | None]:
-        return [score(task, problems[i], text) for i, text in zip(problem, completions, strict=True)]
-
-    return reward

@@ -24,7 +24,7 @@ from datasets import Dataset
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from lambda_grpo import policy
+from lambda_grpo import console, policy
 from lambda_grpo.engines import trl as engine
 from lambda_grpo.tasks import get_task
 from lambda_grpo.tasks.thinking_sums import CHARACTERS
@@ -116,7 +116,7 @@ class _Clock:
 
 def embedded() -> tuple[Any, Any]:
     """The demo's policy."""
-    return policy.load_policy(str(policy.embedded_policy()))
+    return policy.load_policy(str(console.embedded_policy()))
 
 
 def larger() -> tuple[Any, Any]:

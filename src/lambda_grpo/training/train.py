@@ -92,8 +92,8 @@ def _begin(run: resume.Run, checkpoint: Path | None) -> None:
 
 
 def _embedded() -> tuple[Any, Any]:
-    with console.progress("Pre-training the embedded policy (once)") as shown, processes.first_goes_ahead():
-        path = policy.embedded_policy(shown)
+    with processes.first_goes_ahead():
+        path = console.embedded_policy()
     return policy.load_policy(str(path))
 
 
@@ -163,14 +163,13 @@ def _draw(task: Task, settings: Settings) -> Splits:
 
 def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings: Settings) -> _Trainer:
     train, validation = (
-        [{"prompt": problem.prompt, "problem": i} for i, problem in enumerate(part, start)]
-        for part, start in ((problems.train, 0), (problems.validation, len(problems.train)))
+        rows(part, start) for part, start in ((problems.train, 0), (problems.validation, len(problems.train)))
     )
     options = settings.options
     low_rank = policy.LowRank(options.lora_r, options.lora_alpha, options.lora_dropout, options.lora_target)
     trainer = _Trainer(
         model,
-        _reward_function(task, [*problems.train, *problems.validation]),
+        reward_function(task, [*problems.train, *problems.validation]),
         settings.config,
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(validation) if validation else None,
@@ -223,7 +222,12 @@ def _evaluate(trainer: _Trainer, task: Task, problems: Sequence[Problem], title:
         return processes.evaluate(model, trainer.processing_class, task, problems, sampling, shown)
 
 
-def _reward_function(task: Task, problems: Sequence[Problem]) -> Any:
+def rows(problems: Sequence[Problem], start: int = 0) -> list[dict[str, Any]]:
+    """What TRL trains on: each problem's prompt, and its number, from `start` on, for `reward_function`."""
+    return [{"prompt": problem.prompt, "problem": i} for i, problem in enumerate(problems, start)]
+
+
+def reward_function(task: Task, problems: Sequence[Problem]) -> Any:
     """The task's score as a TRL reward function; a task's traits are logged as `task/…`."""
 
     def reward(completions: list[Any], problem: list[int], log_metric: Any, **_: Any) -> list[float | None]:
