@@ -37,7 +37,7 @@ package: $(READY)
 
 # verl, Ray and TransferQueue are as large as all the rest, and Hydra wants an older ANTLR than math-verify: a venv of their own.
 verl-test: $(VERL)/.ready
-	$(VERL)/bin/python -m lambda_grpo.engines.verl_check --ray
+	$(VERL)/bin/python -m lambda_grpo.engines.verl.check --ray
 	$(VERL)/bin/pytest tests/test_verl_engine.py
 
 clean:

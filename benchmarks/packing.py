@@ -36,11 +36,11 @@ from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from lambda_grpo import ProcessTree, policy
-from lambda_grpo.lm_head import Logits, chunk_rows, token_scores
 from lambda_grpo.logps import completion_logps
-from lambda_grpo.packed_rows import pack_rows
 from lambda_grpo.packing import join, pack, tree_logps
-from lambda_grpo.packing_cost import WORTHWHILE, predicted_gain, row_work, tree_work
+from lambda_grpo.packing.cost import WORTHWHILE, predicted_gain, row_work, tree_work
+from lambda_grpo.packing.head import Logits, chunk_rows, token_scores
+from lambda_grpo.packing.rows import pack_rows
 
 RATIOS = (1, 1.5, 2, 4, 8, 16)
 PLAIN = ("TRL", "kept", "plain")

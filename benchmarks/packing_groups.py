@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from lambda_grpo import ProcessTree, policy
-from lambda_grpo.evaluating.sampling import Sampling, complete, encode
+from lambda_grpo.evaluating.completions import Sampling, complete, encode
 from lambda_grpo.tasks import get_task
 
 VOCABULARY = 8_000

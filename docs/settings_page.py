@@ -14,8 +14,8 @@ from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from lambda_grpo.engines.trl import LambdaGRPOConfig
-from lambda_grpo.evaluating import command as eval_command
-from lambda_grpo.report import cli as report_command
+from lambda_grpo.evaluating import eval_command as eval_command
+from lambda_grpo.report import report_command as report_command
 from lambda_grpo.training.options import TrainOptions
 
 PAGE = Path(__file__).parent / "settings.md"

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lambda_grpo.analysis import analyse
+from lambda_grpo.report.analysis import analyse
 from lambda_grpo.rollouts import RolloutReader
 
 COMPLETIONS = [

@@ -32,7 +32,7 @@ WORKS = {
     "": ["lambda-grpo", "report", "rollouts.jsonl"],
     "train": ["lambda-grpo", "train", "--dry_run"],
     "tasks": ["python", "-c", "from lambda_grpo.tasks import get_task; get_task('reasoning-gym:chain_sum')"],
-    "verl": ["python", "-m", "lambda_grpo.engines.verl_check"],
+    "verl": ["python", "-m", "lambda_grpo.engines.verl.check"],
     "tinker": ["python", "-c", "import lambda_grpo.engines.tinker"],
     "docs": ["python", "-m", "mkdocs", "--version"],
     "dev": ["python", "-m", "pytest", "--version"],

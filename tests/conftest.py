@@ -43,10 +43,11 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
 @pytest.fixture(scope="module")
 def quick_policy(policy_cache: Path) -> Iterator[None]:
     """The embedded policy is one pre-trained for a few steps, once for all modules that ask for it."""
-    from lambda_grpo import policy
+
+    from lambda_grpo.policy import embedded
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(policy, "PRETRAINING", policy.Pretraining(steps=30, batch_size=32))
+    patch.setattr(embedded, "PRETRAINING", embedded.Pretraining(steps=30, batch_size=32))
     patch.setenv("LAMBDA_GRPO_CACHE", str(policy_cache))
     yield
     patch.undo()

@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["lambda_grpo"]):
     from rollout_samples import BY_HAND
 
     from lambda_grpo.evaluating.answer_log import AnswerLog
-    from lambda_grpo.tasks.rows import read_jsonl
+    from lambda_grpo.tasks.data_files import read_jsonl
 
 SLOW_S = 10.0
 

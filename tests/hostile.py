@@ -8,8 +8,8 @@ from random import Random
 from typing import Any
 
 from lambda_grpo import InputError
-from lambda_grpo.analysis import analyse
 from lambda_grpo.report import ReportOptions, write_report
+from lambda_grpo.report.analysis import analyse
 from lambda_grpo.report.page import render
 from lambda_grpo.rollouts import RolloutReader
 

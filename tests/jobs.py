@@ -106,7 +106,7 @@ def different_rows() -> None:
     from accelerate import Accelerator
 
     from lambda_grpo import InputError
-    from lambda_grpo.engines.trl_ranks import check_agreement
+    from lambda_grpo.engines.trl.ranks import check_agreement
 
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
@@ -150,12 +150,13 @@ def job(asked: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    from lambda_grpo import policy
     from lambda_grpo.training import compare_credits, settings
 
     assert compare_credits  # imported for the forks to come
     assert settings
-    policy.PRETRAINING = policy.Pretraining(steps=30, batch_size=32)
+    from lambda_grpo.policy import embedded
+
+    embedded.PRETRAINING = embedded.Pretraining(steps=30, batch_size=32)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # jobs that have ended leave nothing behind
     for line in sys.stdin:
         asked = json.loads(line)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_trl_engine import make_trainer
 
-from lambda_grpo import InputError, checkpoints
-from lambda_grpo.training import resume
+from lambda_grpo import InputError
+from lambda_grpo.training import checkpoint_folders, start_or_resume
 
 
 def main(given: str) -> None:
@@ -15,15 +15,17 @@ def main(given: str) -> None:
     settings = {"per_device_train_batch_size": 6, "steps_per_generation": 2, "num_iterations": 2, "max_steps": 4,
                 "gradient_accumulation_steps": 1, "save_strategy": "steps", "save_steps": 1}  # fmt: skip
     whole = make_trainer(folder / "out", **settings)
-    with resume.opened(resume.Run(folder / "run", {})) as checkpoint:
+    with start_or_resume.opened(start_or_resume.Run(folder / "run", {})) as checkpoint:
         assert checkpoint is None
     with (
         pytest.raises(InputError, match="already holds other files"),
-        resume.opened(resume.Run(folder / "out", {})),
+        start_or_resume.opened(start_or_resume.Run(folder / "out", {})),
     ):
         pass
     whole.train()
-    assert [checkpoints.is_whole(path) for path in checkpoints.find(folder / "out")] == [True] * 4
+    assert [checkpoint_folders.is_whole(path) for path in checkpoint_folders.find(folder / "out")] == [
+        True
+    ] * 4
     resumed = make_trainer(folder / "out", **settings)
     resumed.train(resume_from_checkpoint=str(folder / "out" / "checkpoint-3"))
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):

@@ -10,10 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import make_model
 
-from lambda_grpo import attention, attention_plan
-from lambda_grpo.attention import TreeLayout, TreeMask, dense_attention, tree_attention, use_tree_attention
-from lambda_grpo.attention_pieces import Scores
-from lambda_grpo.attention_plan import Limits, num_pairs, plan_attention
+from lambda_grpo.packing import attention
+from lambda_grpo.packing.attention import (
+    TreeLayout,
+    TreeMask,
+    dense_attention,
+    plan,
+    tree_attention,
+    use_tree_attention,
+)
+from lambda_grpo.packing.attention.pieces import Scores
+from lambda_grpo.packing.attention.plan import MAX_MASKED_ROWS, Limits, num_pairs, plan_attention
 
 ALWAYS, NEVER = 10**9, 0  # fixed cost of a piece: join all short chains, or none
 
@@ -81,7 +88,7 @@ def test_random_trees(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "_PIECE_COST", cost * 24)
         patch.setattr(attention, "_STORED_ROWS", rows)
-        patch.setattr(attention_plan, "WINDOW_ROWS", rows)
+        patch.setattr(plan, "WINDOW_ROWS", rows)
         error = largest_error(layout, layout.mask(window), window, Scores(0.4, softcap), shared)
     assert error < 1e-12
 
@@ -139,7 +146,7 @@ def test_there_are_as_many_chains_as_leaves() -> None:
 def test_masks_are_bounded() -> None:
     layout = layout_of([-1, *([0] * 3000)])
     plan = plan_attention(layout.subtree_end.numpy(), layout.position.numpy(), limits=Limits(ALWAYS))
-    assert max(block.stop - block.start for block in plan) <= attention_plan.MAX_MASKED_ROWS
+    assert max(block.stop - block.start for block in plan) <= MAX_MASKED_ROWS
     assert num_pairs(plan) < 3001 * 3001 / 4
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lambda_grpo import InputError, cli, runs
+from lambda_grpo import InputError, cli
 from lambda_grpo.credit import CREDITS, TokenCredit, grpo, lambda_grpo
+from lambda_grpo.training import run_folder
 from lambda_grpo.training.settings import resolve
 
 pytestmark = pytest.mark.usefixtures("quick_policy")
@@ -23,7 +24,7 @@ def twin(tree: Any, rewards: Any, *, advantages: Any = None, mask: Any = None) -
 
 
 def losses(folder: Path) -> list[float]:
-    return [row["loss"] for row in runs.read_metrics(folder) if "loss" in row]
+    return [row["loss"] for row in run_folder.read_metrics(folder) if "loss" in row]
 
 
 def test_equal_credits_give_equal_runs(
@@ -39,10 +40,10 @@ def test_equal_credits_give_equal_runs(
     for key in ("after", "steps", "model_step", "validation"):
         assert same[key] == other[key]
     assert losses(folder / "grpo") == losses(folder / "twin")
-    weighted = [row["grad_norm"] for row in runs.read_metrics(folder / "lambda_grpo") if "loss" in row]
-    plain = [row["grad_norm"] for row in runs.read_metrics(folder / "grpo") if "loss" in row]
+    weighted = [row["grad_norm"] for row in run_folder.read_metrics(folder / "lambda_grpo") if "loss" in row]
+    plain = [row["grad_norm"] for row in run_folder.read_metrics(folder / "grpo") if "loss" in row]
     assert weighted[0] != plain[0]  # from the first step on: else the credits were not in use
-    first = [runs.read_metrics(folder / credit)[1]["reward"] for credit in content["credits"]]
+    first = [run_folder.read_metrics(folder / credit)[1]["reward"] for credit in content["credits"]]
     assert len(set(first)) == 1  # but what they sampled first is the same
 
     for credit in content["credits"]:

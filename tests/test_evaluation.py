@@ -16,9 +16,10 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from lambda_grpo import InputError, cli, policy
-from lambda_grpo.estimates import Estimate, bootstrap, pass_at_k
+from lambda_grpo.evaluating.completions import Sampling, complete, encode
 from lambda_grpo.evaluating.evaluation import Answers, answer, differences, evaluate, summarise
-from lambda_grpo.evaluating.sampling import Sampling, complete, encode
+from lambda_grpo.intervals import Estimate, bootstrap, pass_at_k
+from lambda_grpo.policy import embedded
 from lambda_grpo.tasks import Problem
 from lambda_grpo.tasks.thinking_sums import CHARACTERS, ThinkingSums
 
@@ -348,7 +349,7 @@ def test_a_folder_of_its_own_name_and_nothing_scorable(
 def test_the_documented_command(
     models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(policy, "PRETRAINING", policy.Pretraining(steps=3, batch_size=8))
+    monkeypatch.setattr(embedded, "PRETRAINING", embedded.Pretraining(steps=3, batch_size=8))
     monkeypatch.setenv("LAMBDA_GRPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     document = (ROOT / "docs/eval.md").read_text()

@@ -16,10 +16,11 @@ import torch
 from test_trl_engine import PROMPTS, TOKENIZER, make_trainer, qwen2, reward
 from trl import GRPOTrainer
 
-from lambda_grpo import InputError, LambdaGRPOError, cli, runs
-from lambda_grpo.engines.trl_hazards import Guarded
-from lambda_grpo.hazards import checked, guarded
+from lambda_grpo import InputError, LambdaGRPOError, cli
+from lambda_grpo.engines.trl.guards import Guarded
+from lambda_grpo.engines.trl.reward_limits import checked, guarded
 from lambda_grpo.policy import load_policy
+from lambda_grpo.training import run_folder
 
 
 def weights(trainer: Any) -> list[torch.Tensor]:
@@ -84,8 +85,8 @@ def test_a_reward_function_that_fails_or_hangs_ends_training(
 def test_a_call_that_never_comes_back_to_python_ends_the_process() -> None:
     """`pow` of big numbers holds the interpreter; the watchdog needs none."""
     code = (
-        "from lambda_grpo import hazards; hazards._GRACE = 0.5\n"
-        "hazards.guarded(lambda completions: [pow(3, 10**9)], 'power', 0.5)(completions=['a'])"
+        "from lambda_grpo.engines.trl import reward_limits; reward_limits._GRACE = 0.5\n"
+        "reward_limits.guarded(lambda completions: [pow(3, 10**9)], 'power', 0.5)(completions=['a'])"
     )
     started = time.monotonic()
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -262,7 +263,9 @@ def test_too_many_skipped_steps_in_a_row_end_training(tmp_path: Path) -> None:
 
 def test_metrics_hold_no_nan(tmp_path: Path) -> None:
     """NaN and infinity are no JSON."""
-    runs.append_metrics(tmp_path, {"step": 1, "grad_norm": float("nan"), "loss": float("inf"), "kl": 0.5})
+    run_folder.append_metrics(
+        tmp_path, {"step": 1, "grad_norm": float("nan"), "loss": float("inf"), "kl": 0.5}
+    )
     assert (tmp_path / "metrics.jsonl").read_text() == (
         '{"step": 1, "grad_norm": null, "loss": null, "kl": 0.5}\n'
     )

@@ -18,8 +18,8 @@ from hostile import MARKUP, assert_inert, assert_survived, random_rows
 from rollout_samples import BY_HAND, write_jsonl
 
 from lambda_grpo import InputError, cli
-from lambda_grpo.analysis import analyse
 from lambda_grpo.report import ReportOptions, write_report
+from lambda_grpo.report.analysis import analyse
 from lambda_grpo.report.page import render
 from lambda_grpo.rollouts import RolloutReader, files
 

@@ -11,7 +11,7 @@ import pytest
 from lambda_grpo import InputError, ProcessTree, TokenCredit
 from lambda_grpo.credit import CREDITS, advantage_varies, get_credit, grpo, try_credit
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_credit.py"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "my_credit.py"
 TREE = ProcessTree.build([[1, 2, 3], [1, 2, 4], [1, 5], [26]])
 
 MODULE = """
@@ -153,7 +153,8 @@ def test_training_with_a_credit_of_ones_own(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """On the command line, from the current folder; a comparison is only resolved."""
-    from lambda_grpo import cli, runs
+    from lambda_grpo import cli
+    from lambda_grpo.training import run_folder
     from lambda_grpo.training.settings import resolve
 
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -162,7 +163,7 @@ def test_training_with_a_credit_of_ones_own(
     flags += [f"--task={Path(__file__).parent / 'varied_task.py'}:Varied", '--credit_kwargs={"by": 0.5}']
     scaled = "--credit=my_credits:scaled"
     assert cli.main(["train", *flags, scaled, f"--output_dir={tmp_path / 'a'}"]) == 0
-    (row,) = (row for row in runs.read_metrics(tmp_path / "a") if "loss" in row)
+    (row,) = (row for row in run_folder.read_metrics(tmp_path / "a") if "loss" in row)
     assert row["credit/mean_weight"] == 0.5
 
     both = resolve("thinking-sums", [*flags, scaled, "--compare=my_credits:scaled,my_credits.py:same"])

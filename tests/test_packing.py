@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BloomConfig, BloomForCausalLM, Mamba2Config, Mamba2ForCausalLM
 
 from lambda_grpo import InputError, ProcessTree
-from lambda_grpo.attention import use_tree_attention
-from lambda_grpo.packed_rows import pack_rows
 from lambda_grpo.packing import PackedTree, join, pack, tree_logps, tree_logps_and_entropies
+from lambda_grpo.packing.attention import use_tree_attention
+from lambda_grpo.packing.rows import pack_rows
 
 Groups = list[tuple[list[int], list[list[int]]]]
 

@@ -8,7 +8,7 @@ from tiny_models import make_model
 
 from lambda_grpo import ProcessTree
 from lambda_grpo.packing import join, pack
-from lambda_grpo.packing_cost import predicted_gain, row_work, tree_work
+from lambda_grpo.packing.cost import predicted_gain, row_work, tree_work
 
 CONFIG = SimpleNamespace(
     model_type="qwen2", num_hidden_layers=2, hidden_size=8, num_attention_heads=2, num_key_value_heads=1,

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from lambda_grpo import InputError, policy
+from lambda_grpo.policy import embedded
 from lambda_grpo.tasks.thinking_sums import CHARACTERS
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The same pre-training, three steps long, with an empty cache."""
-    monkeypatch.setattr(policy, "PRETRAINING", policy.Pretraining(steps=3, batch_size=8))
+    monkeypatch.setattr(embedded, "PRETRAINING", embedded.Pretraining(steps=3, batch_size=8))
     monkeypatch.setenv("LAMBDA_GRPO_CACHE", str(tmp_path / "cache"))
     return tmp_path
 

@@ -14,10 +14,10 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from torch.distributed.run import get_args_parser
 
 from lambda_grpo import InputError, cli
-from lambda_grpo.engines import trl_ranks
+from lambda_grpo.engines.trl import ranks
 from lambda_grpo.evaluating.evaluation import Answers
+from lambda_grpo.training import multi_rank
 from lambda_grpo.training import options as options_module
-from lambda_grpo.training import processes
 from lambda_grpo.training.settings import RECIPES, resolve
 
 SETTINGS = RECIPES / "accelerate"
@@ -59,7 +59,7 @@ def test_accelerate_hands_our_settings_on(monkeypatch: pytest.MonkeyPatch) -> No
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2
     assert plugin.reshard_after_forward is True
-    processes.check_sharding(accelerator(DistributedType.FSDP, plugin.state_dict_type.name))
+    multi_rank.check_sharding(accelerator(DistributedType.FSDP, plugin.state_dict_type.name))
 
 
 def test_accelerate_refuses_an_unknown_key(tmp_path: Path) -> None:
@@ -93,23 +93,23 @@ def accelerator(kind: DistributedType, saved: str = "FULL_STATE_DICT") -> Any:
 
 
 def test_fsdp_must_be_in_force_and_save_whole_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    processes.check_sharding(accelerator(DistributedType.MULTI_CPU))
+    multi_rank.check_sharding(accelerator(DistributedType.MULTI_CPU))
     with pytest.raises(InputError, match="got SHARDED_STATE_DICT, expected FULL_STATE_DICT"):
-        processes.check_sharding(accelerator(DistributedType.FSDP, "SHARDED_STATE_DICT"))
+        multi_rank.check_sharding(accelerator(DistributedType.FSDP, "SHARDED_STATE_DICT"))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    processes.check_sharding(accelerator(DistributedType.FSDP))
+    multi_rank.check_sharding(accelerator(DistributedType.FSDP))
     with pytest.raises(InputError, match="got distributed type MULTI_CPU, expected FSDP"):
-        processes.check_sharding(accelerator(DistributedType.MULTI_CPU))
+        multi_rank.check_sharding(accelerator(DistributedType.MULTI_CPU))
 
 
 def test_accelerate_that_starts_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `accelerate launch --cpu --num_processes 2` leaves in the environment of the one process it starts."""
-    processes.expect_all_started()
+    multi_rank.expect_all_started()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    processes.expect_all_started()  # --num_processes 1
+    multi_rank.expect_all_started()  # --num_processes 1
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(InputError, match=r"got one process, .* expected `torchrun"):
-        processes.expect_all_started()
+        multi_rank.expect_all_started()
 
 
 def test_shares_of_an_evaluation() -> None:
@@ -118,7 +118,7 @@ def test_shares_of_an_evaluation() -> None:
         np.array([[0.0], [2], [4]]), np.array([0.0, 2, 4]), np.array([[10.0], [12], [14]]), {"neat": 3 / 6}
     )
     second = Answers(np.array([[1.0], [3]]), np.array([1.0, 3]), np.array([[11.0], [13]]), {"neat": 1 / 4})
-    whole = processes._interleaved([first, second])
+    whole = multi_rank._interleaved([first, second])
     assert whole.sampled[:, 0].tolist() == whole.greedy.tolist() == [0, 1, 2, 3, 4]
     assert whole.lengths[:, 0].tolist() == [10, 11, 12, 13, 14]
     assert whole.traits["neat"] == pytest.approx(4 / 10)
@@ -155,7 +155,7 @@ def test_a_rollout_function_that_returns_too_few() -> None:
     """One completion for two prompts, on the second process; with both, what it returned goes through."""
     trainer = SimpleNamespace(accelerator=SimpleNamespace(process_index=1))
     output = {"completion_ids": [[1], [2]], "prompt_ids": [[3], [3]], "logprobs": None}
-    given = trl_ranks.checked_rollouts(lambda prompts, trainer: output)
+    given = ranks.checked_rollouts(lambda prompts, trainer: output)
     assert given(["a", "a"], trainer) is output
     output["completion_ids"] = [[1]]
     with pytest.raises(InputError, match="rollout_func, on process 1: got 1 completion_ids for 2 prompts"):

@@ -14,7 +14,7 @@ from jobs import Job, Jobs
 from safetensors.torch import load_file
 from stress_resume import content, differences, make_model
 
-from lambda_grpo import runs
+from lambda_grpo.training import run_folder
 from lambda_grpo.training.settings import RECIPES
 
 TASK = Path(__file__).with_name("varied_task.py")
@@ -71,14 +71,14 @@ def test_one_run_folder(whole: Path) -> None:
     results = json.loads((whole / "results.json").read_text())
     assert results["after"]["sampled_accuracy"]["mean"] >= 0
     assert results["settings"]["eval_problems"] == 5  # three for one process, two for the other
-    assert [row["step"] for row in runs.read_metrics(whole)] == [1, 2, 3]
+    assert [row["step"] for row in run_folder.read_metrics(whole)] == [1, 2, 3]
     for step in range(3):
         tables = [
             pq.read_table(whole / "rollouts" / f"step-{step:06d}-rank-{rank}.parquet") for rank in (0, 1)
         ]
         assert [len(table) for table in tables] == [8, 8]
         assert [sorted(set(table["group"].to_pylist())) for table in tables] == [[0, 1], [2, 3]]
-        logged = runs.read_metrics(whole)[step]["reward"]  # the mean over both
+        logged = run_folder.read_metrics(whole)[step]["reward"]  # the mean over both
         rewards = [reward for table in tables for reward in table["reward"].to_pylist()]
         assert logged == pytest.approx(sum(rewards) / 16, rel=1e-6)
     assert not list(whole.rglob("*.partial"))

@@ -9,10 +9,11 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from lambda_grpo import InputError, cli, policy, runs
+from lambda_grpo import InputError, cli, policy
 from lambda_grpo.tasks import Problem
 from lambda_grpo.tasks.chat import Chat
 from lambda_grpo.tasks.thinking_sums import ThinkingSums
+from lambda_grpo.training import run_folder
 from lambda_grpo.training.settings import RECIPES, resolve
 
 pytest.importorskip("math_verify")
@@ -82,7 +83,7 @@ def test_dry_run(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (adapter["r"], adapter["lora_alpha"], adapter["lora_dropout"]) == (64, 128, 0.05)
     adapted = {name.rpartition(".")[2] for name in adapter["target_modules"]}
     assert adapted == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
-    metrics = runs.read_metrics(folder)
+    metrics = run_folder.read_metrics(folder)
     assert [row["step"] for row in metrics if "loss" in row] == [1, 2]
     if "overlap" in recipe:
         return

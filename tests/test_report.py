@@ -13,9 +13,9 @@ import pytest
 from rollout_samples import BY_HAND, group_rows, write_jsonl, write_run
 
 from lambda_grpo import InputError, ProcessTree
-from lambda_grpo.analysis import analyse
 from lambda_grpo.reference import ReferenceGroup
-from lambda_grpo.report import ReportOptions, cli, write_report
+from lambda_grpo.report import ReportOptions, report_command, write_report
+from lambda_grpo.report.analysis import analyse
 from lambda_grpo.report.sample import step_texts
 from lambda_grpo.rollouts import RolloutReader
 
@@ -205,9 +205,9 @@ def test_left_out_rows_are_counted_on_the_page_and_by_the_command(tmp_path, caps
     with pytest.raises(InputError, match=r"r\.jsonl, row 5: group 'alone' of step 0 has one"):
         write_report([path], tmp_path / "r.html")
     parser = argparse.ArgumentParser()
-    cli.add_arguments(parser)
+    report_command.add_arguments(parser)
     args = parser.parse_args([str(path), "-o", str(tmp_path / "r.html"), "--skip-bad"])
-    assert cli.run(args) == 0
+    assert report_command.run(args) == 0
     out, err = capsys.readouterr()
     assert "1 groups measured, 1 shown in full" in out
     assert "left out: 1 rows (in them 1 whole groups) and 0 files" in err
@@ -241,9 +241,9 @@ def test_the_light_install_is_enough_and_starts_quickly(tmp_path):
     code = (
         "import sys\n"
         "for name in ('torch', 'transformers', 'trl', 'pandas'): sys.modules[name] = None\n"
-        "import argparse; from lambda_grpo.report import cli\n"
-        "parser = argparse.ArgumentParser(); cli.add_arguments(parser)\n"
-        f"cli.run(parser.parse_args([{str(path)!r}, '-o', {str(tmp_path / 'r.html')!r}]))\n"
+        "import argparse; from lambda_grpo.report import report_command\n"
+        "parser = argparse.ArgumentParser(); report_command.add_arguments(parser)\n"
+        f"report_command.run(parser.parse_args([{str(path)!r}, '-o', {str(tmp_path / 'r.html')!r}]))\n"
     )
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

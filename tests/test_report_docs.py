@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rollout_samples import write_run
 
-from lambda_grpo.analysis import GROUP_MEASURES
+from lambda_grpo.report.analysis import GROUP_MEASURES
 from lambda_grpo.rollouts import RolloutReader
 
 ROOT = Path(__file__).parent.parent

@@ -22,9 +22,9 @@ from test_trl_engine import make_trainer, qwen2
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from lambda_grpo import InputError, LambdaGRPOError, checkpoints, cli, runs
-from lambda_grpo.engines import trl_resume
-from lambda_grpo.training import resume
+from lambda_grpo import InputError, LambdaGRPOError, cli
+from lambda_grpo.engines.trl import checkpoint_state
+from lambda_grpo.training import checkpoint_folders, run_folder, start_or_resume
 from lambda_grpo.training.settings import resolve
 
 SMALL = [
@@ -114,7 +114,9 @@ def test_packing_that_was_given_up_stays_so(
 ) -> None:
     """Dropout forbids to pack the policy's pass, and with it the reference's, which has none and could be."""
     if not kept:
-        monkeypatch.setattr(trl_resume, "_KEPT", tuple(n for n in trl_resume._KEPT if n != "_unpackable"))
+        monkeypatch.setattr(
+            checkpoint_state, "_KEPT", tuple(n for n in checkpoint_state._KEPT if n != "_unpackable")
+        )
     settings = {**MID_BUFFER, "max_steps": 9, "beta": 0.1, "tree_packing": "on", "logging_steps": 1}
 
     def dropping_out() -> Any:
@@ -133,9 +135,9 @@ def test_the_comparison_would_notice(tmp_path: Path, monkeypatch: pytest.MonkeyP
     if fault == "order":
         settings = {"shuffle_dataset": True, "per_device_train_batch_size": 12, "max_steps": 5}
     whole = outcome(trained(tmp_path, **settings))
-    monkeypatch.setattr(trl_resume.Resumable, "_load_rng_state", GRPOTrainer._load_rng_state)
+    monkeypatch.setattr(checkpoint_state.Resumable, "_load_rng_state", GRPOTrainer._load_rng_state)
     if fault == "order":
-        monkeypatch.setattr(trl_resume.Resumable, "_run_epoch", GRPOTrainer._run_epoch)
+        monkeypatch.setattr(checkpoint_state.Resumable, "_run_epoch", GRPOTrainer._run_epoch)
     assert not same(whole, outcome(trained(tmp_path, 3, **settings)))
 
 
@@ -150,20 +152,24 @@ def test_the_last_whole_checkpoint_is_taken(tmp_path: Path) -> None:
     """Of a half-written, a half-deleted and a whole one; rollouts from there on are sampled again."""
     whole = outcome(trained(tmp_path, save_rollouts=True))
     before = {path.name: path.read_bytes() for path in (tmp_path / "rollouts").iterdir()}
-    (tmp_path / "checkpoint-3" / checkpoints.SEAL).unlink()
+    (tmp_path / "checkpoint-3" / checkpoint_folders.SEAL).unlink()
     (tmp_path / "checkpoint-2" / "optimizer.pt").write_bytes(b"half")
-    assert [checkpoints.is_whole(path) for path in checkpoints.find(tmp_path)] == [True, False, False]
+    assert [checkpoint_folders.is_whole(path) for path in checkpoint_folders.find(tmp_path)] == [
+        True,
+        False,
+        False,
+    ]
     tables = [tmp_path / "completions" / f"completions_{step:05d}.parquet" for step in (2, 3)]
     tables[0].parent.mkdir()
     for table in tables:
         table.touch()
-    runs.truncate_rollouts(tmp_path, 2)
+    run_folder.truncate_rollouts(tmp_path, 2)
     assert [table.exists() for table in tables] == [True, False]
     trainer = make_trainer(tmp_path, save_rollouts=True)
     trainer.train(resume_from_checkpoint=True)
     assert same(whole, outcome(trainer))
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "rollouts").iterdir()}
-    (tmp_path / "checkpoint-1" / checkpoints.SEAL).write_text("{")
+    (tmp_path / "checkpoint-1" / checkpoint_folders.SEAL).write_text("{")
     with pytest.raises(InputError, match="no whole checkpoint .*: checkpoint-1, checkpoint-2, checkpoint-3"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
 
@@ -174,12 +180,12 @@ def test_rotation_spares_the_best_and_the_last(tmp_path: Path) -> None:
     for folder in folders.values():
         folder.mkdir()
     keep = {folders[1], folders[10]}
-    checkpoints.rotate(tmp_path, 0, keep)
-    assert len(checkpoints.find(tmp_path)) == 4
-    checkpoints.rotate(tmp_path, 3, keep)
-    assert [checkpoints.step_of(path) for path in checkpoints.find(tmp_path)] == [1, 3, 10]
-    checkpoints.rotate(tmp_path, 1, keep)
-    assert [checkpoints.step_of(path) for path in checkpoints.find(tmp_path)] == [1, 10]
+    checkpoint_folders.rotate(tmp_path, 0, keep)
+    assert len(checkpoint_folders.find(tmp_path)) == 4
+    checkpoint_folders.rotate(tmp_path, 3, keep)
+    assert [checkpoint_folders.step_of(path) for path in checkpoint_folders.find(tmp_path)] == [1, 3, 10]
+    checkpoint_folders.rotate(tmp_path, 1, keep)
+    assert [checkpoint_folders.step_of(path) for path in checkpoint_folders.find(tmp_path)] == [1, 10]
 
 
 class Killed(BaseException):
@@ -217,7 +223,7 @@ def test_the_same_command(
         patch.setattr(callbacks.Log, "on_step_begin", Kill(3).on_step_begin)
         with pytest.raises(Killed):
             cli.main(command(model, folder))
-    assert [row["step"] for row in runs.read_metrics(folder)] == [1, 2, 3]
+    assert [row["step"] for row in run_folder.read_metrics(folder)] == [1, 2, 3]
     with (folder / "metrics.jsonl").open("a") as handle:
         handle.write('{"step": 4, "lo')
     (folder / ".model.partial").mkdir()
@@ -226,7 +232,7 @@ def test_the_same_command(
     shown = " ".join(capsys.readouterr().out.split())
     assert "goes on from the checkpoint of step 2" in shown
     assert "Evaluating before" not in shown
-    assert [row["step"] for row in runs.read_metrics(folder)] == [1, 2, 3, 4]
+    assert [row["step"] for row in run_folder.read_metrics(folder)] == [1, 2, 3, 4]
     results = json.loads((folder / "results.json").read_text())
     assert (results["steps"], results["resumed_from"]) == (4, 2)
     assert not list(folder.glob(".*.partial"))
@@ -240,7 +246,7 @@ def test_the_same_command(
     assert "a run with other settings" in message
     assert "max_steps: 4 → 5; beta: the default → 0.1" in message
     assert cli.main(command(model, folder, "--max_steps=3", "--overwrite")) == 0
-    assert [row["step"] for row in runs.read_metrics(folder)] == [1, 2, 3]
+    assert [row["step"] for row in run_folder.read_metrics(folder)] == [1, 2, 3]
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-3"]
     assert len(list((folder / "rollouts").iterdir())) == 3
     assert "overwrite" not in yaml.safe_load((folder / "config.yaml").read_text())
@@ -260,8 +266,8 @@ def test_one_process_at_a_time(model: Path, tmp_path: Path, capsys: pytest.Captu
     """The second is refused while the first lives, and not once it was killed."""
     folder = tmp_path / "run"
     code = (
-        "import sys, time; from pathlib import Path; from lambda_grpo.training import resume\n"
-        "with resume.opened(resume.Run(Path(sys.argv[1]), {})): print('open', flush=True); time.sleep(99)"
+        "import sys, time; from pathlib import Path; from lambda_grpo.training import start_or_resume\n"
+        "with start_or_resume.opened(start_or_resume.Run(Path(sys.argv[1]), {})): print('open', flush=True); time.sleep(99)"
     )
     first = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
@@ -272,7 +278,7 @@ def test_one_process_at_a_time(model: Path, tmp_path: Path, capsys: pytest.Captu
     finally:
         first.kill()
         first.wait()
-    with resume.opened(resume.Run(folder, {})) as checkpoint:
+    with start_or_resume.opened(start_or_resume.Run(folder, {})) as checkpoint:
         assert checkpoint is None
 
 
@@ -306,7 +312,7 @@ def test_a_full_disk(model: Path, small_disk: Path, capsys: pytest.CaptureFixtur
     assert "checkpoint-4' could not be written" in message
     assert "checkpoint-2 is good" in message
     assert "Traceback" not in message
-    assert [checkpoints.is_whole(path) for path in checkpoints.find(folder)] == [True]
+    assert [checkpoint_folders.is_whole(path) for path in checkpoint_folders.find(folder)] == [True]
     filler.unlink()
     assert cli.main(command(model, folder, "--save_rollouts=false")) == 0
     assert "goes on from the checkpoint of step 2" in " ".join(capsys.readouterr().out.split())
@@ -327,15 +333,15 @@ def test_files_may_not_grow(tmp_path: Path) -> None:
             trainer.train()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [path.name for path in checkpoints.find(tmp_path)] == ["checkpoint-1"]
-    assert checkpoints.is_whole(tmp_path / "checkpoint-1")
+    assert [path.name for path in checkpoint_folders.find(tmp_path)] == ["checkpoint-1"]
+    assert checkpoint_folders.is_whole(tmp_path / "checkpoint-1")
 
 
 def _as_nobody(folder: Path, said: Any) -> None:
     if os.geteuid() == 0:
         os.seteuid(65534)
     try:
-        with resume.opened(resume.Run(folder, {})):
+        with start_or_resume.opened(start_or_resume.Run(folder, {})):
             said.put("opened")
     except LambdaGRPOError as error:
         said.put(str(error))
@@ -358,11 +364,14 @@ def test_disk_errors_within_a_run_are_explained(tmp_path: Path) -> None:
     """What metrics.jsonl or rollouts meet: /dev/full is full."""
     with (
         pytest.raises(LambdaGRPOError, match="No space left on device.*give the same command again"),
-        resume.opened(resume.Run(tmp_path / "run", {})),
+        start_or_resume.opened(start_or_resume.Run(tmp_path / "run", {})),
     ):
         (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
-        runs.append_metrics(tmp_path / "run", {"step": 1})
-    with pytest.raises(FileNotFoundError), resume.opened(resume.Run(tmp_path / "other", {})):
+        run_folder.append_metrics(tmp_path / "run", {"step": 1})
+    with (
+        pytest.raises(FileNotFoundError),
+        start_or_resume.opened(start_or_resume.Run(tmp_path / "other", {})),
+    ):
         (tmp_path / "absent").read_text()  # no fault of the disk: passed on
 
 
@@ -396,7 +405,7 @@ def test_early_stopping_survives(model: Path, tmp_path: Path, monkeypatch: pytes
     assert cli.main(command(model, folder, *more)) == 0
     results = json.loads((folder / "results.json").read_text())
     assert (results["steps"], results["model_step"], results["resumed_from"]) == (3, 1, 2)
-    rows = [row for row in runs.read_metrics(folder) if "eval_reward" in row]
+    rows = [row for row in run_folder.read_metrics(folder) if "eval_reward" in row]
     assert {row["step"]: row["eval_reward"] for row in rows} == plan
     (folder / "results.json").unlink()  # killed after the last step, before the end
     assert cli.main(command(model, folder, *more)) == 0

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lambda_grpo import credit
-from lambda_grpo.engines.rollout_rows import Row, credit_rows
+from lambda_grpo.engines.multi_row import Row, credit_rows
 from lambda_grpo.reference import ReferenceGroup
 from lambda_grpo.tree import ProcessTree
 

@@ -13,7 +13,7 @@ from rollout_samples import group_rows, write_jsonl, write_run
 from lambda_grpo import InputError, ProcessTree
 from lambda_grpo.rollouts import RolloutReader
 from lambda_grpo.rollouts.tokens import FALLBACK, ids_of_pieces, pieces
-from lambda_grpo.runs import Rollouts, write_rollouts
+from lambda_grpo.training.run_folder import Rollouts, write_rollouts
 
 PLAIN = [
     {"group": "a", "completion": "1 2 3", "reward": 1},

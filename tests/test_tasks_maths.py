@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lambda_grpo import InputError
 from lambda_grpo.tasks import Maths, Problem, get_task, read_jsonl
+from lambda_grpo.tasks.data_files import Rows
 from lambda_grpo.tasks.maths import gold_text
-from lambda_grpo.tasks.rows import Rows
 
 pytest.importorskip("math_verify")
 

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from lambda_grpo import InputError, cli, policy, runs
+from lambda_grpo import InputError, cli, policy
 from lambda_grpo.evaluating.evaluation import bootstrap
+from lambda_grpo.training import run_folder
 from lambda_grpo.training.settings import resolve
 
 SMALL = [
@@ -40,7 +41,7 @@ def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().out
     for words in ("sampled accuracy", "greedy accuracy", "thinking rate", "mean length", str(folder)):
         assert words in shown.replace("\n", "")
-    metrics = runs.read_metrics(folder)
+    metrics = run_folder.read_metrics(folder)
     assert [row["step"] for row in metrics] == [1, 2]
     assert {"tree/path_depth", "credit/weighted_loss", "task/thinking", "reward"} <= set(metrics[0])
     tables = [pq.read_table(path) for path in sorted((folder / "rollouts").iterdir())]
@@ -59,11 +60,11 @@ def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert config["max_steps"] == 2
     again = tmp_path / "again"
     assert cli.main(["train", "--config", str(folder / "config.yaml"), "--output_dir", str(again)]) == 0
-    first, second = (runs.read_metrics(f)[-1]["loss"] for f in (folder, again))
+    first, second = (run_folder.read_metrics(f)[-1]["loss"] for f in (folder, again))
     assert first == second
     third = tmp_path / "third"
     assert run("--model", str(folder / "model"), "--credit", "grpo", "--output_dir", str(third)) == 0
-    assert {row["credit/mean_weight"] for row in runs.read_metrics(third)} == {1.0}
+    assert {row["credit/mean_weight"] for row in run_folder.read_metrics(third)} == {1.0}
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -145,7 +146,7 @@ def test_flags_lie_over_the_recipe(tmp_path: Path) -> None:
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), runs.written_whole(path) as aside:
+    with pytest.raises(RuntimeError), run_folder.written_whole(path) as aside:
         aside.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old"

@@ -21,7 +21,7 @@ from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
 from lambda_grpo.policy import character_tokenizer
 from lambda_grpo.reference import ReferenceGroup
 from lambda_grpo.rollouts import RolloutReader
-from lambda_grpo.runs import truncate_rollouts
+from lambda_grpo.training.run_folder import truncate_rollouts
 
 TOKENIZER = character_tokenizer("abc")
 PROMPTS = ["a", "bb", "ca", "abc"]

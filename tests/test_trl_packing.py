@@ -26,7 +26,7 @@ from trl import GRPOTrainer
 
 from lambda_grpo import InputError
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
-from lambda_grpo.engines.trl_packing import TreePacking, whole_groups
+from lambda_grpo.engines.trl.packing import TreePacking, whole_groups
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
 

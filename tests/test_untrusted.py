@@ -13,6 +13,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from test_boundaries import PACKAGE
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from lambda_grpo import InputError, plain_yaml, policy
 from lambda_grpo.training.settings import resolve
@@ -88,10 +89,10 @@ def checkpoint(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     tokenizer = policy.character_tokenizer("01")
     tokenizer.save_pretrained(folder)
-    config = policy.Qwen2Config(
+    config = Qwen2Config(
         vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
     )  # fmt: skip
-    policy.Qwen2ForCausalLM(config).save_pretrained(folder)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
     return folder
 
 
@@ -131,8 +132,8 @@ def test_a_checkpoint_that_brings_its_own_code(
 
 PIPES = {"tasks/worker.py", "tasks/reasoning_gym.py"}  # pickles between a process and its own worker
 OWN_CODE = {
-    "credit/own.py",
-    "tasks/own.py",
+    "credit/custom_credit.py",
+    "tasks/custom_task.py",
 }  # names that a user gives on the command line, in a recipe, in Python
 
 
@@ -178,7 +179,7 @@ def test_the_checker_sees_a_planted_fault(line: str) -> None:
 
 
 def test_only_a_user_names_code() -> None:
-    assert users_of({"lambda_grpo.dotted.load_dotted"}) == OWN_CODE
+    assert users_of({"lambda_grpo.custom.load_custom"}) == OWN_CODE
     readers = {
         name
         for name in users_of({"get_credit", "get_task"})

@@ -12,9 +12,9 @@ import yaml
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
-from lambda_grpo import InputError, cli, policy, runs
+from lambda_grpo import InputError, cli, policy
 from lambda_grpo.tasks import Problem, Split, ThinkingSums, thinking_sums
-from lambda_grpo.training import callbacks, splits, train
+from lambda_grpo.training import callbacks, run_folder, splits, train
 from lambda_grpo.training.settings import resolve
 from lambda_grpo.training.splits import Sizes
 
@@ -79,7 +79,7 @@ def test_the_best_checkpoint_is_kept(
         "metric": "eval_reward", "best_step": 4, "best_value": 0.75, "start_value": 0.875,
         "every": 2, "problems": 6, "problems_from": "test",
     }  # fmt: skip
-    rows = [row for row in runs.read_metrics(folder) if "eval_reward" in row]
+    rows = [row for row in run_folder.read_metrics(folder) if "eval_reward" in row]
     assert {row["step"]: row["eval_reward"] for row in rows} == planted.plan
     assert {"eval_tree/path_depth", "eval_credit/mean_weight", "eval_task/thinking"} <= set(rows[0])
     shown = capsys.readouterr().out
@@ -97,7 +97,7 @@ def test_early_stopping_stops(planted: type[Planted], tmp_path: Path) -> None:
     assert run(tmp_path / "run", *arguments) == 0
     found = results(tmp_path / "run")
     assert (found["steps"], found["model_step"]) == (4, 2)
-    assert [row["step"] for row in runs.read_metrics(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in run_folder.read_metrics(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4]
 
 
 def test_training_does_not_notice(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_training_does_not_notice(tmp_path: Path) -> None:
     assert run(tmp_path / "with", "--max_steps=4", "--validate_every=2", noisy) == 0
     again = ["train", "--config", str(tmp_path / "with/config.yaml"), "--output_dir", str(tmp_path / "again")]
     assert cli.main(again) == 0
-    rows = {name: runs.read_metrics(tmp_path / name) for name in ("without", "with", "again")}
+    rows = {name: run_folder.read_metrics(tmp_path / name) for name in ("without", "with", "again")}
     losses = {name: [row["loss"] for row in rows[name] if "loss" in row] for name in rows}
     assert losses["without"] == losses["with"] == losses["again"]
     assert len({*losses["with"], 0.0}) == 5

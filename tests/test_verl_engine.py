@@ -33,9 +33,8 @@ from verl.workers.utils.losses import ppo_loss
 from verl_cpu import RATE, config, get, put, row
 
 import lambda_grpo
-from lambda_grpo.engines import verl as engine
-from lambda_grpo.engines import verl_check
-from lambda_grpo.engines.verl import PRODUCT_IS_EXACT, LambdaSyncTrainer, weighted_ppo_loss
+from lambda_grpo.engines.verl import PRODUCT_IS_EXACT, LambdaSyncTrainer, check, weighted_ppo_loss
+from lambda_grpo.engines.verl import trainer as engine
 from lambda_grpo.errors import InputError, LambdaGRPOError
 from lambda_grpo.reference import ReferenceGroup
 
@@ -66,7 +65,7 @@ def test_verls_own_loader_finds_it() -> None:
 
 
 def test_the_check_says_ready(capsys: pytest.CaptureFixture[str]) -> None:
-    assert verl_check.main([]) == 0
+    assert check.main([]) == 0
     assert "ready: trainer.v1.trainer_mode=lambda_sync" in capsys.readouterr().out
 
 
@@ -80,7 +79,7 @@ def _fail(*args: object, **kwargs: object) -> None:
         (("PACKAGES",), ("no-such-package",), "no-such-package is not installed: pip install"),
         (("ENTRY",), "lambda_snyc", "no entry point in the group verl.plugins"),
         (("os", "environ", "VERL_USE_EXTERNAL_PLUGINS"), "none", "VERL_USE_EXTERNAL_PLUGINS=none keeps verl"),
-        (("sys", "modules", "lambda_grpo.engines.verl"), None, "FAIL  loaded: ModuleNotFoundError"),
+        (("sys", "modules", "lambda_grpo.engines.verl.trainer"), None, "FAIL  loaded: ModuleNotFoundError"),
         (
             ("registry",),
             PPOTrainerSync,
@@ -100,15 +99,15 @@ def test_the_check_can_fail(
     elif target[0] == "sys":
         monkeypatch.setitem(sys.modules, target[-1], value)
     else:
-        monkeypatch.setattr(verl_check, target[0], value)
-    assert verl_check.main([]) == 1
+        monkeypatch.setattr(check, target[0], value)
+    assert check.main([]) == 1
     assert told in capsys.readouterr().out
 
 
 def test_the_check_tells_that_ray_does_not_start(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", _fail)
-    assert verl_check.main(["--ray"]) == 1
+    assert check.main(["--ray"]) == 1
     assert "FAIL  ray_starts: ConnectionError: no port is free" in capsys.readouterr().out
 
 

@@ -57,13 +57,13 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     )
     report = commands.add_parser("report", help="show the hidden process reward model of rollouts")
     if command == "report":
-        from lambda_grpo.report import cli
+        from lambda_grpo.report import report_command
 
-        report.description = cli.DESCRIPTION
-        cli.add_arguments(report)
+        report.description = report_command.DESCRIPTION
+        report_command.add_arguments(report)
     evaluation = commands.add_parser("eval", help="how good models are at a task", allow_abbrev=False)
     if command == "eval":
-        from lambda_grpo.evaluating import command as eval_command
+        from lambda_grpo.evaluating import eval_command as eval_command
 
         evaluation.description = eval_command.DESCRIPTION
         eval_command.add_arguments(evaluation)
@@ -89,11 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _train(args.config, rest)
         _expect_alone(args.command)
         if args.command == "report":
-            from lambda_grpo.report import cli
+            from lambda_grpo.report import report_command
 
-            return cli.run(args)
+            return report_command.run(args)
         if args.command == "eval":
-            from lambda_grpo.evaluating import command as eval_command
+            from lambda_grpo.evaluating import eval_command as eval_command
 
             return eval_command.run(args)
         if args.command == "reproduce":
@@ -115,12 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(recipe: str, flags: Sequence[str]) -> int:
     try:
         from lambda_grpo import console
-        from lambda_grpo.training import processes, settings
+        from lambda_grpo.training import multi_rank, settings
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
     resolved = settings.resolve(recipe, flags)
-    processes.expect_all_started()
-    processes.quiet_others()
+    multi_rank.expect_all_started()
+    multi_rank.quiet_others()
     with tempfile.TemporaryDirectory(prefix="lambda-grpo-") as aside:
         if resolved.options.dry_run:
             from lambda_grpo.training import dry_run

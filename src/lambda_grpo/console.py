@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from lambda_grpo.estimates import Estimate
 from lambda_grpo.evaluating.evaluation import Evaluation
+from lambda_grpo.intervals import Estimate
 
 CONSOLE = Console()
 

@@ -9,7 +9,12 @@ parameters are keywords after `mask`, which configs pass as `credit_kwargs`. To 
 file of this folder and name it in `registry.CREDITS`.
 """
 
-from lambda_grpo.credit.base import (
+from lambda_grpo.credit.grpo import grpo, process
+from lambda_grpo.credit.lambda_grpo import lambda_grpo, lambda_grpo_matched, lambda_grpo_unique
+from lambda_grpo.credit.optimistic import optimistic
+from lambda_grpo.credit.registry import CREDITS, advantage_varies, get_credit, try_credit
+from lambda_grpo.credit.tempo import tempo, vineppo
+from lambda_grpo.credit.token_credit import (
     Credit,
     TokenCredit,
     group_advantage,
@@ -19,12 +24,7 @@ from lambda_grpo.credit.base import (
     step_values,
     token_credit,
 )
-from lambda_grpo.credit.baselines import grpo, process
-from lambda_grpo.credit.lambda_weights import lambda_grpo, lambda_grpo_matched, lambda_grpo_unique
-from lambda_grpo.credit.registry import CREDITS, advantage_varies, get_credit, try_credit
-from lambda_grpo.credit.soft_maximum import optimistic
-from lambda_grpo.credit.subgroups import treepo
-from lambda_grpo.credit.value_changes import tempo, vineppo
+from lambda_grpo.credit.treepo import treepo
 
 __all__ = [
     "CREDITS",

@@ -4,13 +4,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from lambda_grpo.credit.base import Credit, TokenCredit, group_advantage
-from lambda_grpo.credit.baselines import grpo, process
-from lambda_grpo.credit.lambda_weights import lambda_grpo, lambda_grpo_matched, lambda_grpo_unique
-from lambda_grpo.credit.own import load_own
-from lambda_grpo.credit.soft_maximum import optimistic
-from lambda_grpo.credit.subgroups import treepo
-from lambda_grpo.credit.value_changes import tempo, vineppo
+from lambda_grpo.credit.custom_credit import load_own
+from lambda_grpo.credit.grpo import grpo, process
+from lambda_grpo.credit.lambda_grpo import lambda_grpo, lambda_grpo_matched, lambda_grpo_unique
+from lambda_grpo.credit.optimistic import optimistic
+from lambda_grpo.credit.tempo import tempo, vineppo
+from lambda_grpo.credit.token_credit import Credit, TokenCredit, group_advantage
+from lambda_grpo.credit.treepo import treepo
 from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.tree import ProcessTree
 

@@ -25,7 +25,7 @@ from tinker_cookbook.rl import data_processing
 from tinker_cookbook.rl.types import TrajectoryGroup
 
 from lambda_grpo.credit import get_credit
-from lambda_grpo.engines.rollout_rows import Row, credit_rows
+from lambda_grpo.engines.multi_row import Row, credit_rows
 from lambda_grpo.errors import InputError
 
 Metadata = dict[str, int]

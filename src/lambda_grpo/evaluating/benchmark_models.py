@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
-from lambda_grpo import console, policy, runs
+from lambda_grpo import console, policy
 from lambda_grpo.errors import InputError
-from lambda_grpo.estimates import Floats, bootstrap, bootstrap_mean, pass_at_k
 from lambda_grpo.evaluating.answer_log import Answered
 from lambda_grpo.evaluating.benchmark_sheets import Asking, Sheet, lay_out
+from lambda_grpo.evaluating.completions import Sampling, complete
+from lambda_grpo.evaluating.completions_vllm import VLLMModel
 from lambda_grpo.evaluating.evaluation import check_pass_at, usual_pass_at
-from lambda_grpo.evaluating.sampling import Sampling, complete
-from lambda_grpo.evaluating.sampling_vllm import VLLMModel
+from lambda_grpo.intervals import Floats, bootstrap, bootstrap_mean, pass_at_k
 from lambda_grpo.tasks.benchmarks import BENCHMARKS, Benchmark
+from lambda_grpo.training import run_folder
 
 
 class _Model(Protocol):
@@ -63,7 +64,7 @@ def compare(models: Sequence[str], benchmarks: Sequence[Benchmark], asking: Aski
         "models": {model: _results(own, asking, pass_at) for model, own in sheets.items()},
         "versions": {name: version(name) for name in ("lambda-grpo", "torch", "transformers")},
     }
-    runs.write_json(folder / "results.json", results)
+    run_folder.write_json(folder / "results.json", results)
     _show(sheets, asking)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from lambda_grpo import policy
-from lambda_grpo.estimates import Floats
 from lambda_grpo.evaluating.answer_log import AnswerLog
-from lambda_grpo.evaluating.sampling import Sampling, encode
+from lambda_grpo.evaluating.completions import Sampling, encode
+from lambda_grpo.intervals import Floats
 from lambda_grpo.tasks.benchmarks import Benchmark
 from lambda_grpo.tasks.chat import as_chat
 

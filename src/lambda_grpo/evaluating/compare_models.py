@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from lambda_grpo import console, policy, runs
+from lambda_grpo import console, policy
+from lambda_grpo.evaluating.completions import Sampling, encode
 from lambda_grpo.evaluating.evaluation import (
     RIGHT_FROM,
     Answers,
@@ -25,8 +26,8 @@ from lambda_grpo.evaluating.evaluation import (
     summarise,
     usual_pass_at,
 )
-from lambda_grpo.evaluating.sampling import Sampling, encode
 from lambda_grpo.tasks import Problem, Split, Task
+from lambda_grpo.training import run_folder
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def compare(models: Sequence[str], task: Task, setting: Setting, output: Path) -
         "versions": {name: version(name) for name in ("lambda-grpo", "torch", "transformers")},
         "rewards": [{"greedy": each.greedy.tolist(), "sampled": each.sampled.tolist()} for each in answers],
     }
-    runs.write_json(output, _without_nan(results))
+    run_folder.write_json(output, _without_nan(results))
     console.table(dict(zip(models, evaluations, strict=True)), {})
     if difference:
         console.differences("paired difference, second − first", difference)

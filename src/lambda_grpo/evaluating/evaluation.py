@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from lambda_grpo.errors import InputError, expect
-from lambda_grpo.estimates import Estimate, Floats, bootstrap, pass_at_k, ratio
-from lambda_grpo.evaluating.sampling import Sampling as Sampling
-from lambda_grpo.evaluating.sampling import complete, encode
+from lambda_grpo.evaluating.completions import Sampling as Sampling
+from lambda_grpo.evaluating.completions import complete, encode
+from lambda_grpo.intervals import Estimate, Floats, bootstrap, pass_at_k, ratio
 from lambda_grpo.tasks import Problem, Task
-from lambda_grpo.tasks.base import score
+from lambda_grpo.tasks.task import score
 
 Progress = Callable[[int, int], None]
 """Called as (completions done, completions to do)."""

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from lambda_grpo import console
 from lambda_grpo.errors import InputError, unknown_name
-from lambda_grpo.estimates import bootstrap, resampled_means
 from lambda_grpo.experiments import binary_tree_figures, kept_runs, toy_training
 from lambda_grpo.experiments.binary_tree_figures import CURVE_STEPS
 from lambda_grpo.experiments.ranking import BASELINES, mean_table, rank_intervals
 from lambda_grpo.experiments.toy_training import GROUP, Variant
 from lambda_grpo.experiments.toy_tree import Cell
+from lambda_grpo.intervals import bootstrap, resampled_means
 
 MISSED_BELOW = 0.1  # a seed whose target is sampled less often has missed it
 RESUMES_FROM = kept_runs.FILE

@@ -7,8 +7,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from lambda_grpo import console, runs
+from lambda_grpo import console
 from lambda_grpo.experiments.ranking import BASELINES, Ranked, mean_table, rank_intervals
+from lambda_grpo.training import run_folder
 
 Rows = Sequence[Mapping[str, Any]]
 CURVE_STEPS = 5  # steps that make one point of a curve
@@ -106,7 +107,7 @@ def _save(figure: Any, path: Path) -> None:
     """As a PNG of 256 colours: bands over bands take four times as much otherwise."""
     from PIL import Image
 
-    with runs.written_whole(path) as aside:
+    with run_folder.written_whole(path) as aside:
         figure.savefig(aside, format="png", dpi=100)
         with Image.open(aside) as image:
             image.convert("RGB").quantize(256).save(aside, format="png", optimize=True)

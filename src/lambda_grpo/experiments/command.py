@@ -44,7 +44,8 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> int:
     if args.name not in EXPERIMENTS:
         raise unknown_name("experiment", args.name, EXPERIMENTS)
     try:
-        from lambda_grpo import console, runs
+        from lambda_grpo import console
+        from lambda_grpo.training import run_folder
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
     source = folder_of(args.name)
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace, flags: Sequence[str]) -> int:
         "versions": {name: version(name) for name in packages},
         "figures": figures,
     }
-    runs.write_json(output / "results.json", content)
+    run_folder.write_json(output / "results.json", content)
     console.CONSOLE.print(f"Everything is in {output}", markup=False)
     if changed:
         print(f"Not compared with what is expected: {', '.join(changed)} changed.")

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from lambda_grpo import console, runs
-from lambda_grpo.estimates import Estimate, bootstrap
+from lambda_grpo import console
+from lambda_grpo.intervals import Estimate, bootstrap
+from lambda_grpo.training import run_folder
 
 Rows = Sequence[Mapping[str, Any]]
 BASELINE = "grpo"
@@ -152,7 +153,7 @@ def draw(rows: Rows, compared: Sequence[Compared], path: Path) -> None:
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
     )
-    with runs.written_whole(path) as aside:
+    with run_folder.written_whole(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
 
 

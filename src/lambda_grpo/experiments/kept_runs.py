@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lambda_grpo import runs
 from lambda_grpo.errors import InputError
+from lambda_grpo.training import run_folder
 
 FILE = "runs.jsonl"
 Row = dict[str, Any]
@@ -25,7 +25,7 @@ def complete(
     """One row for each identity wanted, in that order: read from the folder, or made now and kept.
 
     Args:
-        folder: where runs.jsonl lies, or will.
+        folder: where run_folder.jsonl lies, or will.
         wanted: the identities, all with the same keys.
         settings: what all runs share.
         make: given the place of an identity in `wanted`, makes what else its row holds.
@@ -42,7 +42,7 @@ def complete(
         if row is None:
             row = {**identity, "settings": dict(settings), **make(i)}
             kept.append(row)
-            with runs.written_whole(folder / FILE) as aside:
+            with run_folder.written_whole(folder / FILE) as aside:
                 aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
         rows.append(row)
     shown(len(wanted), len(wanted))

@@ -16,8 +16,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from lambda_grpo import console, runs
+from lambda_grpo import console
 from lambda_grpo.errors import InputError
+from lambda_grpo.training import run_folder
 
 Curves = Mapping[str, list[float]]
 MEASURES = {
@@ -41,7 +42,7 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
             for task in settings["tasks"]
             for size in settings["group_sizes"]
         }
-    runs.write_json(output / "curves.json", curves)
+    run_folder.write_json(output / "curves.json", curves)
     draw(curves, output / "overlap.png")
     figures: dict[str, float] = {}
     shown = Table(
@@ -96,7 +97,7 @@ def read(folder: Path) -> Curves:
         InputError: no metrics are there, or none of a process tree.
     """
     try:
-        rows = [row for row in runs.read_metrics(folder) if all(name in row for name in MEASURES)]
+        rows = [row for row in run_folder.read_metrics(folder) if all(name in row for name in MEASURES)]
     except (OSError, ValueError) as error:
         raise InputError(f"{str(folder)!r} is no run folder of `lambda-grpo train`: {error}") from error
     if not rows:
@@ -141,7 +142,7 @@ def draw(curves: Mapping[str, Curves], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    with runs.written_whole(path) as aside:
+    with run_folder.written_whole(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
 
 

@@ -2,7 +2,7 @@
 # λ-GRPO with verl 0.9.1 on several nodes. NOT run by us: we have no GPUs; docs/verl.md says what was tested.
 #
 # On every node:   pip install 'lambda-grpo[verl]' and an inference engine (verl's docs), then
-#                  python -m lambda_grpo.engines.verl_check
+#                  python -m lambda_grpo.engines.verl.check
 # On the head:     ray start --head --port 6379
 # On the others:   ray start --address HEAD:6379
 # On the head:     NODES=2 GPUS=8 MODEL=Qwen/Qwen2.5-7B-Instruct DATA=data/gsm8k bash verl-multi-node.sh

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lambda_grpo import __version__
-from lambda_grpo.analysis import Analysis, Table, analyse
 from lambda_grpo.errors import InputError
+from lambda_grpo.report.analysis import Analysis, Table, analyse
 from lambda_grpo.report.sample import Sample, group_content
 from lambda_grpo.rollouts import Group, RolloutReader
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lambda_grpo.credit import group_advantage
-from lambda_grpo.rollouts import trl
+from lambda_grpo.rollouts import trl_tables
 from lambda_grpo.rollouts.files import Rows
 from lambda_grpo.rollouts.tokens import FALLBACK, Tokeniser, ids_of_pieces, pieces
 from lambda_grpo.rollouts.values import (
@@ -84,7 +84,7 @@ def make_group(rows: Rows, wanted: GroupRows, step: int, tokeniser: Tokeniser | 
     if size < 2:
         raise BadRow(0, f"group {wanted.name!r} of step {step} has one completion, expected at least 2")
     if wanted.reward_columns:
-        rewards = trl.total_reward(columns, wanted.reward_columns)
+        rewards = trl_tables.total_reward(columns, wanted.reward_columns)
     else:
         rewards = numbers(columns.get("reward", [None] * size), "reward")
     advantages = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lambda_grpo.errors import InputError
-from lambda_grpo.rollouts import trl
+from lambda_grpo.rollouts import trl_tables
 from lambda_grpo.rollouts.files import Format, Rows, read_rows
 from lambda_grpo.rollouts.group import Group, GroupRows, make_group
 from lambda_grpo.rollouts.paths import Run, find_runs
@@ -116,10 +116,12 @@ class RolloutReader:
 
     def _runs_of_prompts(self, rows: Rows) -> Iterator[tuple[str, Sequence[int]]]:
         try:
-            runs = trl.prompt_runs([text(i, p, "prompt") for i, p in enumerate(rows.columns["prompt"])])
+            runs = trl_tables.prompt_runs(
+                [text(i, p, "prompt") for i, p in enumerate(rows.columns["prompt"])]
+            )
         except BadRow as bad:
             return self._problem(rows.file, rows.numbers[bad.index], str(bad), len(rows.numbers))
-        size = self._group_size or trl.group_size(runs)
+        size = self._group_size or trl_tables.group_size(runs)
         number = 0
         for run in runs:
             if not size or len(run) % size:
@@ -140,7 +142,7 @@ class RolloutReader:
     def _reward_columns(self, run: Run, rows: Rows, groups: Sequence[Sequence[int]]) -> Sequence[str]:
         if rows.format.name != "TRL":
             return ()
-        names, explained = trl.reward_columns(rows.columns, groups)
+        names, explained = trl_tables.reward_columns(rows.columns, groups)
         if names and not explained:
             self._note(
                 f"{run.name}: the reward shown is the plain sum of {', '.join(names)}, which is not what "

@@ -16,12 +16,12 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 
 from lambda_grpo.errors import InputError, unknown_name
-from lambda_grpo.tasks.base import Problem, Split, Task
+from lambda_grpo.tasks.custom_task import load_own
+from lambda_grpo.tasks.data_files import load_hub, read_jsonl
 from lambda_grpo.tasks.maths import Maths
-from lambda_grpo.tasks.own import load_own
 from lambda_grpo.tasks.reasoning_gym import ReasoningGym, data_sets
-from lambda_grpo.tasks.rows import load_hub, read_jsonl
 from lambda_grpo.tasks.sequences import Sequences
+from lambda_grpo.tasks.task import Problem, Split, Task
 from lambda_grpo.tasks.thinking_sums import ThinkingSums
 
 __all__ = [

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lambda_grpo.errors import InputError, unknown_name
-from lambda_grpo.tasks.base import Problem
+from lambda_grpo.tasks.data_files import load_hub, read_jsonl
 from lambda_grpo.tasks.maths import check_math_verify, gold_text, parses, same_answer
-from lambda_grpo.tasks.rows import load_hub, read_jsonl
+from lambda_grpo.tasks.task import Problem
 
 _POWER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?!\w)")
 _SPACES = re.compile(r"\\[!,;: ]|\\(?:left|right|displaystyle)\b|[\s$]|\\text\{\s*\}")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from lambda_grpo.errors import InputError
-from lambda_grpo.tasks.base import Problem, Split, Task
+from lambda_grpo.tasks.task import Problem, Split, Task
 
 
 class Chat:

@@ -25,8 +25,8 @@ from itertools import islice
 from typing import Any
 
 from lambda_grpo.errors import InputError, missing_extra
-from lambda_grpo.tasks.base import Problem, Split, in_test_split
-from lambda_grpo.tasks.rows import Rows, pick_columns
+from lambda_grpo.tasks.data_files import Rows, pick_columns
+from lambda_grpo.tasks.task import Problem, Split, in_test_split
 from lambda_grpo.tasks.worker import SECONDS, CallStopped, call
 
 _DELIMITED = re.compile(r"\\boxed|\\\(|\\\[|(?<!\\)\$|\\begin\{(?:equation|align|gather)")

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Mapping
 
-from lambda_grpo.tasks.base import Problem, Split, in_test_split
+from lambda_grpo.tasks.task import Problem, Split, in_test_split
 
 CHARACTERS = "0123456789+=.?,"
 LONGEST_COMPLETION = len("?18,27,36,45") + 1  # and the end-of-sequence token

@@ -7,9 +7,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from lambda_grpo import console, runs
+from lambda_grpo import console
 from lambda_grpo.errors import InputError, LambdaGRPOError
 from lambda_grpo.report import ReportOptions, write_report
+from lambda_grpo.training import run_folder
 
 _REPORT_SHARE = 0.1
 """Refreshing the report may take at most this share of the time."""
@@ -27,7 +28,7 @@ class Log(TrainerCallback):
             if logs.get(name) is not None:
                 self.notes[name] = f"{title} {logs[name]:.2f}"
         if state.is_world_process_zero and ("loss" in logs or "eval_loss" in logs):
-            runs.append_metrics(self.folder, {"step": state.global_step, **logs})
+            run_folder.append_metrics(self.folder, {"step": state.global_step, **logs})
         self._show(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -9,8 +9,8 @@ import gc
 from dataclasses import asdict
 from pathlib import Path
 
-from lambda_grpo import console, runs
-from lambda_grpo.training import curves, processes, results, resume
+from lambda_grpo import console
+from lambda_grpo.training import curve_picture, multi_rank, results, run_folder, start_or_resume
 from lambda_grpo.training.callbacks import Report
 from lambda_grpo.training.options import Settings
 from lambda_grpo.training.results import Trained
@@ -23,22 +23,22 @@ def compare(settings: Settings) -> Path:
     Raises:
         InputError: as `train`.
     """
-    run = resume.Run(
+    run = start_or_resume.Run(
         Path(settings.config.output_dir), settings.explicit, settings.options.overwrite, "compare.json"
     )
-    if processes.on_first(lambda: _finished(run)):
+    if multi_rank.on_first(lambda: _finished(run)):
         console.run_finished(run.folder)
     else:
-        with resume.opened(run):
-            processes.on_first(lambda: runs.write_yaml(run.folder / "config.yaml", settings.explicit))
+        with start_or_resume.opened(run):
+            multi_rank.on_first(lambda: run_folder.write_yaml(run.folder / "config.yaml", settings.explicit))
             _train_each(run.folder, settings)
-    processes.on_first(lambda: _show(settings))
+    multi_rank.on_first(lambda: _show(settings))
     return run.folder
 
 
-def _finished(run: resume.Run) -> bool:
-    resume.check(run)
-    return resume.finished(run)
+def _finished(run: start_or_resume.Run) -> bool:
+    start_or_resume.check(run)
+    return start_or_resume.finished(run)
 
 
 def _train_each(folder: Path, settings: Settings) -> None:
@@ -46,7 +46,7 @@ def _train_each(folder: Path, settings: Settings) -> None:
     for credit in settings.credits:
         compared[credit] = train(settings.for_credit(credit))
         gc.collect()  # trainers refer to themselves; the next one needs the memory
-    if processes.is_first():
+    if multi_rank.is_first():
         _write(folder, settings, compared)
 
 
@@ -69,7 +69,7 @@ def _write(folder: Path, settings: Settings, compared: dict[str, Trained]) -> No
             for credit, run in compared.items()
         },
     }
-    curves.draw_comparison(
+    curve_picture.draw_comparison(
         folder / "compare.png",
         {credit: run.folder for credit, run in compared.items()},
         {credit: run.validated.best_step for credit, run in compared.items() if run.validated},
@@ -77,7 +77,7 @@ def _write(folder: Path, settings: Settings, compared: dict[str, Trained]) -> No
     if settings.config.save_rollouts:
         folders = [run.folder for run in compared.values()]
         Report(folders, folder / "report.html", first.folder / "tokenizer").write()
-    runs.write_json(folder / "compare.json", content)  # last: the comparison is finished
+    run_folder.write_json(folder / "compare.json", content)  # last: the comparison is finished
 
 
 def _show(settings: Settings) -> None:

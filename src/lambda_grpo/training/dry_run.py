@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from lambda_grpo import policy
 from lambda_grpo.errors import InputError
-from lambda_grpo.tasks.base import in_test_split
+from lambda_grpo.tasks.task import in_test_split
 from lambda_grpo.training.options import Settings
 
 MODEL_TYPES: dict[str, tuple[str, dict[str, Any]]] = {

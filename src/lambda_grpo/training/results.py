@@ -7,9 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lambda_grpo import runs
-from lambda_grpo.estimates import Estimate
 from lambda_grpo.evaluating.evaluation import Evaluation
+from lambda_grpo.intervals import Estimate
+from lambda_grpo.training import run_folder
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def write(trained: Trained, settings: Mapping[str, Any]) -> None:
     del content["folder"]
     content["validation"] = content.pop("validated")
     versions = {name: version(name) for name in ("lambda-grpo", "torch", "transformers", "trl")}
-    runs.write_json(
+    run_folder.write_json(
         trained.folder / "results.json", {"settings": dict(settings), **content, "versions": versions}
     )
 
@@ -86,7 +86,7 @@ def read(folder: Path) -> Trained:
 
 
 def write_before(folder: Path, before: Evaluation) -> None:
-    runs.write_json(folder / "before.json", asdict(before))
+    run_folder.write_json(folder / "before.json", asdict(before))
 
 
 def read_before(folder: Path) -> Evaluation | None:

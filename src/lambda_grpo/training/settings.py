@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 from lambda_grpo import plain_yaml
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.errors import InputError, unknown_name
-from lambda_grpo.training import processes
+from lambda_grpo.training import multi_rank
 from lambda_grpo.training.options import (
     Settings,
     TrainOptions,
@@ -75,7 +75,7 @@ def resolve(recipe: str, flags: Sequence[str]) -> Settings:
         check_best_is_kept(options, config)
     if "output_dir" not in given:
         kind = "compare" if options.compare else folder_name(config.credit)
-        stamp = processes.agreed(time.strftime("%Y%m%d-%H%M%S"))
+        stamp = multi_rank.agreed(time.strftime("%Y%m%d-%H%M%S"))
         config.output_dir = f"runs/{re.sub('[^a-z0-9]+', '-', options.task)}-{kind}-{stamp}"
     values = asdict(options) | config.to_dict()
     explicit = {name: values[name] for name in dict.fromkeys([*given, "output_dir"]) if name != "overwrite"}

@@ -13,14 +13,22 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
-from lambda_grpo import checkpoints, console, policy, runs
+from lambda_grpo import console, policy
 from lambda_grpo.engines.trl import LambdaGRPOTrainer
 from lambda_grpo.errors import InputError
 from lambda_grpo.evaluating.evaluation import Evaluation, Sampling
 from lambda_grpo.tasks import Problem, Task, get_task
-from lambda_grpo.tasks.base import score
 from lambda_grpo.tasks.chat import Chat
-from lambda_grpo.training import curves, processes, results, resume, splits
+from lambda_grpo.tasks.task import score
+from lambda_grpo.training import (
+    checkpoint_folders,
+    curve_picture,
+    multi_rank,
+    results,
+    run_folder,
+    splits,
+    start_or_resume,
+)
 from lambda_grpo.training.callbacks import CheckMetric, Log, Refresh, Report
 from lambda_grpo.training.options import Settings, TrainOptions
 from lambda_grpo.training.results import Trained, Validated
@@ -41,7 +49,9 @@ class _Trainer(LambdaGRPOTrainer):
                 np.random.set_state(numpy)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        runs.sync_log(Path(self.args.output_dir))  # what the checkpoint builds on is on the disk before it
+        run_folder.sync_log(
+            Path(self.args.output_dir)
+        )  # what the checkpoint builds on is on the disk before it
         super()._save_checkpoint(*args, **kwargs)
 
 
@@ -54,8 +64,8 @@ def train(settings: Settings) -> Trained:
         LambdaGRPOError: the run folder cannot be written to.
     """
     options, config = settings.options, settings.config
-    run = resume.Run(Path(config.output_dir), settings.explicit, options.overwrite)
-    if earlier := processes.on_first(lambda: _finished(run)):
+    run = start_or_resume.Run(Path(config.output_dir), settings.explicit, options.overwrite)
+    if earlier := multi_rank.on_first(lambda: _finished(run)):
         console.run_finished(run.folder)
         return earlier
     transformers_logging.disable_progress_bar()
@@ -69,30 +79,30 @@ def train(settings: Settings) -> Trained:
             **{"trust_remote_code": config.trust_remote_code} | (config.model_init_kwargs or {}),
         )
     problems = _draw(task, settings)
-    with resume.opened(run) as checkpoint:
-        processes.on_first(lambda: _begin(run, checkpoint))
+    with start_or_resume.opened(run) as checkpoint:
+        multi_rank.on_first(lambda: _begin(run, checkpoint))
         model, tokenizer = loaded or _embedded()
-        if processes.is_first():
-            with runs.folder_written_whole(run.folder / "tokenizer") as aside:
+        if multi_rank.is_first():
+            with run_folder.folder_written_whole(run.folder / "tokenizer") as aside:
                 tokenizer.save_pretrained(aside)
         return _run(
             _trainer(model, tokenizer, task, problems, settings), task, problems, settings, checkpoint
         )
 
 
-def _finished(run: resume.Run) -> Trained | None:
-    resume.check(run)
-    return results.read(run.folder) if resume.finished(run) else None
+def _finished(run: start_or_resume.Run) -> Trained | None:
+    start_or_resume.check(run)
+    return results.read(run.folder) if start_or_resume.finished(run) else None
 
 
-def _begin(run: resume.Run, checkpoint: Path | None) -> None:
-    runs.write_yaml(run.folder / "config.yaml", run.settings)
-    step = checkpoints.step_of(checkpoint) if checkpoint else None
-    console.run_starts(run.folder, step, processes.count())
+def _begin(run: start_or_resume.Run, checkpoint: Path | None) -> None:
+    run_folder.write_yaml(run.folder / "config.yaml", run.settings)
+    step = checkpoint_folders.step_of(checkpoint) if checkpoint else None
+    console.run_starts(run.folder, step, multi_rank.count())
 
 
 def _embedded() -> tuple[Any, Any]:
-    with processes.first_goes_ahead():
+    with multi_rank.first_goes_ahead():
         path = console.embedded_policy()
     return policy.load_policy(str(path))
 
@@ -101,9 +111,9 @@ def _run(
     trainer: _Trainer, task: Task, problems: Splits, settings: Settings, checkpoint: Path | None
 ) -> Trained:
     """Evaluate, train, evaluate, and write what came of it."""
-    processes.check_sharding(trainer.accelerator)
+    multi_rank.check_sharding(trainer.accelerator)
     started, folder = time.monotonic(), Path(settings.config.output_dir)
-    before = processes.on_first(lambda: results.read_before(folder))
+    before = multi_rank.on_first(lambda: results.read_before(folder))
     before = before or _evaluate(trainer, task, problems.test, "Evaluating before")
     report = Report([folder], folder / "report.html", folder / "tokenizer")
     main = trainer.is_world_process_zero()
@@ -114,16 +124,18 @@ def _run(
         trainer.add_callback(Refresh(report, settings.options.report_every))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     after = _evaluate(trainer, task, problems.test, "Evaluating after")
-    written = runs.folder_written_whole(folder / "model") if main else nullcontext(folder / ".model.partial")
+    written = (
+        run_folder.folder_written_whole(folder / "model") if main else nullcontext(folder / ".model.partial")
+    )
     with written as aside:  # all processes take part where each holds a share of the weights
         trainer.save_model(str(aside))
         trainer.accelerator.wait_for_everyone()
     seconds = time.monotonic() - started
-    resumed_from = checkpoints.step_of(checkpoint) if checkpoint else None
+    resumed_from = checkpoint_folders.step_of(checkpoint) if checkpoint else None
     outcome = _outcome(trainer, problems, settings.options)
     trained = Trained(folder, before, after, *outcome, round(seconds, 1), resumed_from)
     if main:
-        curves.draw(folder, best_step=trained.validated.best_step if trained.validated else None)
+        curve_picture.draw(folder, best_step=trained.validated.best_step if trained.validated else None)
         if settings.config.save_rollouts:
             report.write()
         results.write(trained, settings.explicit)
@@ -219,7 +231,7 @@ def _evaluate(trainer: _Trainer, task: Task, problems: Sequence[Problem], title:
     )
     model = trainer.accelerator.unwrap_model(trainer.model)
     with console.progress(title) as shown:
-        return processes.evaluate(model, trainer.processing_class, task, problems, sampling, shown)
+        return multi_rank.evaluate(model, trainer.processing_class, task, problems, sampling, shown)
 
 
 def rows(problems: Sequence[Problem], start: int = 0) -> list[dict[str, Any]]:

@@ -1,0 +1,83 @@
+"""λ-GRPO, and λ-GRPO scaled back up: per group, by one factor.
+
+1/|λ| makes the gradient smaller on the whole, so a comparison with GRPO at one learning rate also compares
+step sizes. The two rescaled ones take that difference away; within a group they are λ-GRPO times a number.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lambda_grpo.credit.token_credit import Float64, TokenCredit, own_advantages, token_credit
+from lambda_grpo.tree import ProcessTree
+
+
+def lambda_grpo(
+    tree: ProcessTree,
+    rewards: ArrayLike,
+    *,
+    advantages: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+) -> TokenCredit:
+    """λ-GRPO: token (i, t) gets (a_i, 1 / |λ(i,t)|), so that a step is pushed once, not |λ| times.
+
+    Sullivan & Koller, arXiv 2509.21154, section 4: L = 1/ΣT_i · Σ_i Σ_t (P_it·a_i - D_it) / |λ(i,t)|.
+    The denominator stays the raw token count. Exact duplicates count in |λ|.
+
+    Arguments and errors as `grpo`.
+
+    >>> tree = ProcessTree.build([[5, 6, 7], [5, 6, 8], [9]])
+    >>> lambda_grpo(tree, [1, 0, 0]).weight
+    array([[0.5, 0.5, 1. ],
+           [0.5, 0.5, 1. ],
+           [1. , 0. , 0. ]], dtype=float32)
+    """
+    a_G = own_advantages(tree, rewards, advantages)
+    return token_credit(tree, a_G[:, None], tree.per_token(np.float32(1) / tree.size), mask)
+
+
+def lambda_grpo_matched(
+    tree: ProcessTree,
+    rewards: ArrayLike,
+    *,
+    advantages: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+) -> TokenCredit:
+    """λ-GRPO with GRPO's total |advantage|: token (i, t) gets (a_i, c / |λ(i,t)|).
+
+    c = Σ|a_i| / Σ(|a_i| / |λ(i,t)|), both sums over the group's policy tokens, so that Σ w·|a| is what it
+    is in GRPO. The control that separates λ-GRPO's direction from its smaller steps. Where no token has an
+    advantage there is nothing to match: c = 1. The KL term is multiplied by c too.
+
+    Arguments and errors as `grpo`.
+    """
+    a_G = own_advantages(tree, rewards, advantages)
+    return _rescaled(tree, a_G, np.abs(a_G), mask)
+
+
+def lambda_grpo_unique(
+    tree: ProcessTree,
+    rewards: ArrayLike,
+    *,
+    advantages: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+) -> TokenCredit:
+    """λ-GRPO normalised by unique tokens: token (i, t) gets (a_i, (ΣT_i / U) / |λ(i,t)|).
+
+    The loss then divides the sum over unique tokens by their number U instead of the raw number ΣT_i: the
+    mean weight of a group is 1, and so is the total weight of its KL term what it is in GRPO. With a `mask`
+    both count policy tokens: U = Σ 1/|λ(i,t)| over them.
+
+    Arguments and errors as `grpo`.
+    """
+    a_G = own_advantages(tree, rewards, advantages)
+    return _rescaled(tree, a_G, np.ones_like(a_G), mask)
+
+
+def _rescaled(tree: ProcessTree, advantages: Float64, mass: Float64, mask: ArrayLike | None) -> TokenCredit:
+    """λ-GRPO with the factor that makes Σ mass_i·w_it equal to Σ mass_i, both over policy tokens."""
+    policy = tree.policy_tokens(mask)
+    share = tree.per_token(np.float32(1) / tree.size) * policy
+    raw = float(mass @ policy.sum(axis=1))
+    weighted = float(mass @ share.sum(axis=1, dtype=np.float64))
+    scale = raw / weighted if weighted > 0 else 1.0
+    return token_credit(tree, advantages[:, None], share * np.float32(scale), mask)

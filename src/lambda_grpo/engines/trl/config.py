@@ -1,0 +1,67 @@
+"""The settings of `LambdaGRPOTrainer`: TRL's `GRPOConfig` plus ours."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+from lambda_grpo.credit import advantage_varies, try_credit
+from lambda_grpo.engines.trl.packing import MODES
+from lambda_grpo.errors import InputError, unknown_name
+
+
+@dataclass
+class LambdaGRPOConfig(GRPOConfig):
+    """TRL's `GRPOConfig` plus the credit. Every other field keeps TRL's meaning and default.
+
+    Attributes:
+        credit: name of the credit, a key of `lambda_grpo.credit.CREDITS`, or a function of your own:
+            `my_module:my_credit`, `path/to/my_credit.py:my_credit`.
+        credit_kwargs: the credit's own parameters, checked against its signature.
+        tree_packing: run the model over the unique tokens of each micro-batch: `auto` where that should be
+            faster (on CPUs; elsewhere its cost is unknown yet, and `auto` means `off`), `on`, or `off`.
+        save_rollouts: write every generation batch to `output_dir/rollouts/*.parquet`.
+        reward_timeout: seconds that one call of a reward function may take, 0 for no limit.
+        max_skipped_steps: so many steps in a row whose gradients are not finite end training.
+    """
+
+    credit: str = field(
+        default="lambda_grpo", metadata={"help": "Name of the credit, e.g. grpo; or my_module:my_credit."}
+    )
+    credit_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "The credit's own parameters, as JSON."}
+    )
+    tree_packing: str = field(
+        default="auto", metadata={"help": "Run each shared token only once: auto (where it pays), on or off."}
+    )
+    save_rollouts: bool = field(
+        default=False, metadata={"help": "Write every generation batch to output_dir/rollouts."}
+    )
+
+    reward_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds one call of a reward function may take; 0 for no limit."}
+    )
+    max_skipped_steps: int = field(
+        default=10, metadata={"help": "Steps in a row with gradients that are not finite that end training."}
+    )
+
+    # Tells transformers which fields it may get as a JSON string.
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit_kwargs"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_credit()
+        if self.tree_packing not in MODES:
+            raise unknown_name("tree_packing", str(self.tree_packing), MODES)
+
+    def check_credit(self) -> None:
+        """Raise InputError where the credit, its parameters and the ratios do not fit together."""
+        if isinstance(self.credit_kwargs, str):
+            raise InputError(f"credit_kwargs: expected a JSON object, got {self.credit_kwargs!r}")
+        tried = try_credit(self.credit, self.credit_kwargs)
+        if self.importance_sampling_level != "token" and advantage_varies(tried):
+            raise InputError(
+                f"credit {self.credit!r} gives each token of a completion an advantage of its own, so each "
+                "token needs a ratio of its own too: set importance_sampling_level='token', or choose credit "
+                "'lambda_grpo' or 'grpo'"
+            )

@@ -1,0 +1,182 @@
+"""Tree packing in TRL's trainer: the policy, old and reference passes run over the unique tokens only.
+
+`TreePacking` is `GRPOTrainer` with two changes; `off` is TRL to the bit.
+
+1. `_get_per_token_logps_and_entropies`, which serves all three passes, packs a micro-batch where that pays.
+   Losses see the same (B, T) log-probs and entropies as before, so all of TRL's go on working.
+2. TRL shuffles the rows of a generation batch before it cuts micro-batches from it; here whole groups are
+   shuffled, for only rows that run together can share tokens.
+
+What cannot be packed (active dropout, layers that cannot fork, images, a mixture of experts' auxiliary loss)
+runs plainly, after one warning that says why.
+"""
+
+import logging
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+
+from lambda_grpo.errors import InputError
+from lambda_grpo.packing import PackedTree, tree_logps_and_entropies
+from lambda_grpo.packing.cost import WORTHWHILE, flops_per_second, predicted_gain
+from lambda_grpo.packing.rows import pack_rows
+from lambda_grpo.packing.supported import inner_model
+
+Mode = Literal["auto", "on", "off"]
+MODES: tuple[str, ...] = get_args(Mode)
+
+_GROUP = "group"  # (B,) in the batch: the row's group
+
+_logger = logging.getLogger(__name__)
+
+Scores = tuple[Tensor, Tensor | None, Tensor | None]  # log-probs, entropies, auxiliary loss
+
+
+class TreePacking(GRPOTrainer):
+    """`GRPOTrainer` with `args.tree_packing`; logs `tree/packed` and `tree/raw_per_unique` each step."""
+
+    _buffered_inputs: list[dict[str, Any]] | None
+    _unpackable = False  # known after the first try
+    _flops_per_second: float | None = None  # of this machine; kept on resuming, so that the same is packed
+
+    @property
+    def _may_pack(self) -> bool:
+        """`auto` knows the costs on CPUs only, for they were fitted there."""
+        mode = self.args.tree_packing
+        return mode == "on" or (mode == "auto" and self.accelerator.device.type == "cpu")
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **inputs: Any,
+    ) -> Scores:
+        """As TRL's; `batch_size` is the number of rows that run together, packed or not."""
+        plain = partial(
+            super()._get_per_token_logps_and_entropies,
+            *(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+            ),
+            **inputs,
+        )
+        if not self._may_pack:
+            return plain()
+        for name in [name for name, value in inputs.items() if value is not None]:
+            self._give_up(f"{name} cannot be packed")
+        if compute_aux_loss:
+            self._give_up("a mixture of experts' auxiliary loss counts every token as often as it occurs")
+        size = batch_size or len(input_ids)
+        chunks = [
+            self._pack(input_ids[i : i + size], attention_mask[i : i + size], logits_to_keep)
+            for i in range(0, len(input_ids), size)
+        ]
+        if not self._worthwhile(model, chunks, input_ids):
+            return plain()
+        try:
+            with self.accelerator.autocast():
+                scores = [
+                    tree_logps_and_entropies(model, tree, temperature=self.temperature)
+                    for tree in chunks
+                    if tree is not None
+                ]
+        except InputError as reason:
+            self._give_up(str(reason))
+            return plain()
+        logps, entropies = (torch.cat(parts) for parts in zip(*scores, strict=True))
+        return logps, entropies if compute_entropy else None, None
+
+    def _pack(self, ids: Tensor, mask: Tensor, width: int) -> PackedTree | None:
+        if self._unpackable:
+            return None
+        try:
+            return pack_rows(ids, mask, width)
+        except InputError as reason:
+            self._give_up(str(reason))
+            return None
+
+    def _worthwhile(self, model: Any, chunks: list[PackedTree | None], ids: Tensor) -> bool:
+        """Whether to pack. All processes do the same, for sharded models gather weights layer by layer."""
+        trees = [tree for tree in chunks if tree is not None]
+        packable = len(trees) == len(chunks)
+        worthwhile = packable and (
+            self.args.tree_packing == "on" or self._gain(model, trees, ids) >= WORTHWHILE
+        )
+        raw, unique = sum(tree.raw_tokens for tree in trees), sum(tree.num_tokens for tree in trees)
+        if self.accelerator.num_processes > 1:
+            mine = torch.tensor([worthwhile, raw, unique], device=self.accelerator.device)
+            votes, raw, unique = self.accelerator.reduce(mine, reduction="sum").tolist()
+            worthwhile = votes == self.accelerator.num_processes
+        if unique and torch.is_grad_enabled():
+            self._metrics["train"]["tree/packed"].append(float(worthwhile))
+            self._metrics["train"]["tree/raw_per_unique"].append(raw / unique)
+        return worthwhile
+
+    def _gain(self, model: Any, trees: list[PackedTree], ids: Tensor) -> float:
+        """How many times faster packed trees should be than rows."""
+        config = inner_model(model).config.get_text_config()
+        rate = self._flops_per_second = self._flops_per_second or flops_per_second(torch.get_num_threads())
+        gains = [predicted_gain(tree, config, ids[: len(tree.index)].numel(), rate) for tree in trees]
+        return sum(gains) / len(gains)
+
+    def _give_up(self, reason: str) -> None:
+        if not self._unpackable:  # on whichever process it was: all of them run plainly then
+            _logger.warning("Tree packing is off, the rows run plainly: %s", reason)
+        self._unpackable = True
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        if self.model.training and self._may_pack:
+            count = len(batch["completion_ids"])
+            first = self.accelerator.process_index * count
+            batch[_GROUP] = torch.arange(first, first + count) // self.num_generations
+        return batch
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        buffered = self._buffered_inputs
+        if buffered is None or buffered is before or _GROUP not in buffered[0]:
+            return inputs
+        self._buffered_inputs = whole_groups(buffered)
+        micro_batch: dict[str, Any] = self._buffered_inputs[self._step % len(buffered)]
+        return micro_batch
+
+
+def whole_groups(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of shuffled micro-batches, dealt out again so that the rows of a group are neighbours.
+
+    Groups keep the order in which the shuffle brought up their first rows, so theirs is random too. Tensors
+    with a dimension are taken for rows; batches with images, which are not in rows, are left as they are.
+
+    >>> shuffled = [{"group": torch.tensor([1, 0])}, {"group": torch.tensor([0, 1])}]
+    >>> [batch["group"].tolist() for batch in whole_groups(shuffled)]
+    [[1, 1], [0, 0]]
+    """
+    if len(batches) == 1 or "pixel_values" in batches[0]:
+        return batches
+    groups = torch.cat([batch[_GROUP] for batch in batches])
+    seen: dict[int, int] = {}
+    rank = torch.tensor([seen.setdefault(group, len(seen)) for group in groups.tolist()])
+    order = rank.argsort(stable=True)
+    count = len(order) // len(batches)
+    dealt: list[dict[str, Any]] = [dict(batch) for batch in batches]
+    for name, value in batches[0].items():
+        if isinstance(value, Tensor) and value.ndim > 0:
+            rows = torch.cat([batch[name] for batch in batches])[order]
+            for i, batch in enumerate(dealt):
+                batch[name] = rows[i * count : (i + 1) * count]
+    return dealt

@@ -1,0 +1,193 @@
+"""How a run starts in its folder: anew, from its last whole checkpoint, or not at all.
+
+The same command goes on with an unfinished run. One process at a time: a lock, which ends with the process
+however it ends, keeps others out. A file that was being written when a process was killed is never read:
+files are written aside and renamed (run_folder.py), checkpoints are sealed (checkpoint_folders.py), and
+metrics and rollouts are cut back to the checkpoint.
+"""
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lambda_grpo import plain_yaml
+from lambda_grpo.errors import InputError, LambdaGRPOError
+from lambda_grpo.training import checkpoint_folders, multi_rank, run_folder
+
+_LOCK = ".lock"
+_CONTENT = ("results.json", "compare.json", "compare.png", "curve.png", "report.html", "report.json",
+            "before.json", "metrics.jsonl", "rollouts", "completions", "tokenizer", "model",
+            "README.md")  # fmt: skip
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what it should hold.
+
+    Attributes:
+        folder: the run folder.
+        settings: what recipe and flags set, as in config.yaml.
+        overwrite: remove an earlier run that lies here.
+        last: the name of the file that is written last.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    overwrite: bool = False
+    last: str = "results.json"
+
+
+def finished(run: Run) -> bool:
+    """Whether there is nothing left to do."""
+    return not run.overwrite and (run.folder / run.last).exists()
+
+
+def check(run: Run) -> None:
+    """Refuse a folder that cannot become, or go on being, the folder of this run. Changes nothing.
+
+    Raises:
+        InputError: it is no folder, holds something else, or a run with other settings.
+    """
+    try:
+        present = sorted(path.name for path in run.folder.iterdir() if not _passing(path.name))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _no_folder(run.folder, error) from error
+    if not present or (run.overwrite and "config.yaml" in present):
+        return
+    where = f"output_dir {str(run.folder)!r}"
+    if "config.yaml" not in present:
+        shown = ", ".join(present[:4]) + (", …" if len(present) > 4 else "")
+        raise InputError(
+            f"{where} already holds other files ({shown}), and nothing is overwritten: choose another "
+            "output_dir, or remove them yourself"
+        )
+    differences = _differences(run)
+    if differences:
+        raise InputError(
+            f"{where} already holds a run with other settings, so it cannot go on with these: "
+            f"{'; '.join(differences)}. Give the same settings, choose another output_dir, or start over "
+            "with --overwrite"
+        )
+
+
+@contextmanager
+def opened(run: Run) -> Iterator[Path | None]:
+    """Lock the folder, cut what it holds back to the last whole checkpoint, and give that, if there is one.
+
+    Of a job's processes the first does all this; the others wait and learn what came of it.
+
+    Raises:
+        InputError: as `check`, or another process trains here.
+        LambdaGRPOError: within the block a file could not be written (disk full, folder read-only).
+    """
+    lock: list[int] = []
+
+    def open_it() -> Path | None:
+        check(run)
+        lock.append(_lock(run.folder))
+        check(run)  # another process may have been here until now
+        return _cut_back(run)
+
+    try:
+        yield multi_rank.on_first(open_it)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise LambdaGRPOError(
+            f"run {str(run.folder)!r} cannot go on: {error}. What its last checkpoint holds is good: make "
+            "room, or let the folder be written to, and give the same command again"
+        ) from error
+    finally:
+        for handle in lock:
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise _no_folder(folder, error) from error
+    if sys.platform == "win32":  # no flock there: nothing keeps a second process out
+        return handle
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(handle, 20).decode(errors="replace")
+        os.close(handle)
+        raise InputError(
+            f"output_dir {str(folder)!r} is in use by another process ({holder.strip() or 'unknown'}): wait "
+            "until it has ended, or choose another output_dir"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.write(handle, f"{os.getpid()}\n".encode())
+    return handle
+
+
+def _cut_back(run: Run) -> Path | None:
+    folder = run.folder
+    for path in folder.glob(".*.partial"):
+        _remove(path)
+    if run.overwrite:
+        content = [folder / name for name in _CONTENT] + checkpoint_folders.find(folder)
+        for path in [*content, folder / "config.yaml"]:  # last what says that this is a run
+            _remove(path)
+    checkpoint_folders.remove_broken(folder)
+    checkpoint = checkpoint_folders.last_whole(folder)
+    if checkpoint:
+        run_folder.truncate_metrics(folder, checkpoint_folders.step_of(checkpoint))
+    else:
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    run_folder.truncate_rollouts(folder, checkpoint_folders.step_of(checkpoint) if checkpoint else 0)
+    for path in (folder / "rollouts").glob(".*.partial"):
+        path.unlink()
+    return checkpoint
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _passing(name: str) -> bool:
+    """Whether a killed process may have left this, and it says nothing."""
+    return name == _LOCK or (name.startswith(".") and name.endswith(".partial"))
+
+
+def _differences(run: Run) -> list[str]:
+    """The settings in which the run in the folder differs, `name: there → here`."""
+    path = run.folder / "config.yaml"
+    found = plain_yaml.read(path)
+    if not isinstance(found, dict):
+        raise InputError(
+            f"output_dir {str(run.folder)!r} already holds another run (config.yaml), but that is not a list "
+            "of settings: choose another output_dir, or start over with --overwrite"
+        )
+    wanted = plain_yaml.load(plain_yaml.dump(dict(run.settings)))
+    missing = object()
+    return [
+        f"{name}: {_shown(found.get(name, missing), missing)} → {_shown(wanted.get(name, missing), missing)}"
+        for name in dict.fromkeys([*found, *wanted])
+        if name != "output_dir" and found.get(name, missing) != wanted.get(name, missing)
+    ]
+
+
+def _shown(value: Any, missing: object) -> str:
+    return "the default" if value is missing else repr(value)
+
+
+def _no_folder(folder: Path, error: OSError) -> InputError:
+    return InputError(f"output_dir {str(folder)!r}: cannot be used as a folder: {error}")
