@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from lambda_grpo import InputError
 from lambda_grpo.tasks import Problem, Sequences, ThinkingSums, get_task, list_tasks
-from lambda_grpo.tasks.base import final_answer, in_test_split
+from lambda_grpo.tasks.answers import final_answer
+from lambda_grpo.tasks.base import in_test_split
 from lambda_grpo.tasks.sequences import count_sequences, unique_for_every_sum
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_task.py"
