@@ -5,8 +5,9 @@ on as it is. The gold answer is the first of answer, solution: a number, a word,
 delimiters, or a worked text with `\\boxed{…}` or, as in GSM8K, `#### …` at its end. `answers.py` says what is
 the answer of a completion.
 
-Numbers below 0.001 must agree in three digits, because math-verify rounds to six decimals; numbers
-from 10^15 on in twelve, but for two whole ones, because it takes 6.02 × 10^23 for another number than the same written out.
+Numbers below 0.001 must agree in three digits, because math-verify rounds to six decimals. From 10^15 on
+twelve digits are enough, unless both are written as whole numbers: to math-verify 6.02 × 10^23 and the same
+number written out differ.
 
 A gold answer that math-verify cannot parse never becomes a problem: its row is skipped, counted and logged. A
 completion that it cannot parse, or not in time, scores 0. Parsing and comparing run in a worker process under
