@@ -3,11 +3,11 @@
 An answer is right (1) if math-verify finds it equal to the gold one, as in `maths.py`, or if both read the
 same in their last `\\boxed{…}` but for spaces and the like; else it scores 0. The second rule serves gold
 answers that math-verify cannot parse, which stay in: a benchmark has all its problems. Units in `\\text{…}`
-do not count; of several answers all must be there, in any order. A gold number like `4.5e33` (of Minerva) is
-read as 4.5 × 10³³, not as 4.5·e·33. Tolerances (OlympiadBench's column `error`) are not used.
+do not count; of several answers all must be there, in any order. `answers.py` says what is the answer of a
+completion. Tolerances (OlympiadBench's column `error`) are not used.
 
-Not checked against the Hub: ids, splits and columns are those that published evaluation code
-reads (open-rs's lighteval tasks and others).
+Not checked against the Hub: ids and splits are those that published evaluation code reads (open-rs's
+lighteval tasks and others). `benchmarks/answers.py` checks the scoring on the files as published.
 """
 
 import re
