@@ -7,8 +7,8 @@ The prompt ends with `Answer:`, and the end of the line ends the answer. Reward 
 line is right, else 0.
 
 `word-sums:N` draws the first number from 3 to N, the others from 1 to N / 4; without N it is 20.
-The larger N, the harder. SmolLM2-135M-Instruct, sampled at T = 0.75, gets 0.17 right with 20 (pass@4 0.46), 0.29
-with 12 (pass@4 0.63): 32 problems, 8 samples each.
+The larger N, the harder. SmolLM2-135M-Instruct, sampled at T = 0.75, gets 0.17 right with 20 (pass@4 0.46)
+and 0.29 with 12 (pass@4 0.63): 32 problems, 8 samples each.
 """
 
 import random
