@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from lambda_grpo import InputError
 from lambda_grpo.tasks import Problem, Sequences, ThinkingSums, get_task, list_tasks
+from lambda_grpo.tasks.answers import final_answer
 from lambda_grpo.tasks.sequences import count_sequences, unique_for_every_sum
-from lambda_grpo.tasks.task import final_answer, in_test_split
+from lambda_grpo.tasks.task import in_test_split
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "my_task.py"
 

@@ -2,7 +2,8 @@
 
 | name | what |
 |---|---|
-| `thinking-sums`, `sequences` | made here: see `TASKS` |
+| `thinking-sums`, `sequences`, `word-sums`, `largest` | made here: see `TASKS` |
+| `word-sums:N` | the same with numbers up to N |
 | `reasoning-gym:NAME` | a data set of the reasoning-gym package |
 | `jsonl:PATH`, `hub:ID[:CONFIG][:SPLIT]` | prompts with gold answers, scored by math-verify |
 | `my_module:MyTask`, `path/to/my_task.py:MyTask` | your own: a class with the methods of `Task` |
@@ -18,14 +19,17 @@ from importlib.util import find_spec
 from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.tasks.custom_task import load_own
 from lambda_grpo.tasks.data_files import load_hub, read_jsonl
+from lambda_grpo.tasks.largest import Largest
 from lambda_grpo.tasks.maths import Maths
 from lambda_grpo.tasks.reasoning_gym import ReasoningGym, data_sets
 from lambda_grpo.tasks.sequences import Sequences
 from lambda_grpo.tasks.task import Problem, Split, Task
 from lambda_grpo.tasks.thinking_sums import ThinkingSums
+from lambda_grpo.tasks.word_sums import WordSums
 
 __all__ = [
     "TASKS",
+    "Largest",
     "Maths",
     "Problem",
     "ReasoningGym",
@@ -33,15 +37,22 @@ __all__ = [
     "Split",
     "Task",
     "ThinkingSums",
+    "WordSums",
     "get_task",
     "list_tasks",
     "load_hub",
     "read_jsonl",
 ]
 
-TASKS: dict[str, Callable[[], Task]] = {"thinking-sums": ThinkingSums, "sequences": Sequences}
+TASKS: dict[str, Callable[[], Task]] = {
+    "thinking-sums": ThinkingSums,
+    "sequences": Sequences,
+    "word-sums": WordSums,
+    "largest": Largest,
+}
 
 FAMILIES: dict[str, Callable[[str], Task]] = {
+    "word-sums": WordSums,
     "reasoning-gym": ReasoningGym,
     "jsonl": lambda path: Maths(read_jsonl(path)),
     "hub": lambda name: Maths(load_hub(name)),

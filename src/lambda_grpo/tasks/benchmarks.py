@@ -3,11 +3,11 @@
 An answer is right (1) if math-verify finds it equal to the gold one, as in `maths.py`, or if both read the
 same in their last `\\boxed{…}` but for spaces and the like; else it scores 0. The second rule serves gold
 answers that math-verify cannot parse, which stay in: a benchmark has all its problems. Units in `\\text{…}`
-do not count; of several answers all must be there, in any order. A gold number like `4.5e33` (of Minerva) is
-read as 4.5 × 10³³, not as 4.5·e·33. Tolerances (OlympiadBench's column `error`) are not used.
+do not count; of several answers all must be there, in any order. `answers.py` says what is the answer of a
+completion. Tolerances (OlympiadBench's column `error`) are not used.
 
-Not checked against the Hub: ids, splits and columns are those that published evaluation code
-reads (open-rs's lighteval tasks and others).
+Not checked against the Hub: ids and splits are those that published evaluation code reads (open-rs's
+lighteval tasks and others). `benchmarks/answers.py` checks the scoring on the files as published.
 """
 
 import re
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from lambda_grpo.errors import InputError, unknown_name
+from lambda_grpo.tasks.answers import last_boxed, stated_answer
 from lambda_grpo.tasks.data_files import load_hub, read_jsonl
 from lambda_grpo.tasks.maths import check_math_verify, gold_text, parses, same_answer
 from lambda_grpo.tasks.task import Problem
 
-_POWER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?!\w)")
 _SPACES = re.compile(r"\\[!,;: ]|\\(?:left|right|displaystyle)\b|[\s$]|\\text\{\s*\}")
 
 
@@ -69,11 +69,8 @@ class Benchmark:
 
     def score(self, problem: Problem, completion: str) -> float:
         """1 if the completion's answer is the gold one, else 0."""
-        gold = problem.answer
-        if _POWER.search(completion) and r"\times 10^" in gold:
-            completion = _powers(completion)
-        plain = _plain(gold)
-        return float((plain != "" and plain == _plain(completion)) or same_answer(gold, completion))
+        gold, stated = problem.answer, stated_answer(completion)
+        return float(_plain(gold) == _plain(stated) != "" or same_answer(gold, completion))
 
     def unparsable(self) -> int:
         """How many gold answers math-verify cannot parse, so that only the same text is right."""
@@ -141,34 +138,7 @@ def _gold(answer: Any) -> str:
     """The gold answer as it is compared: of a worked solution its last `\\boxed{…}`; of a list all of it."""
     if isinstance(answer, Sequence) and not isinstance(answer, str):
         answer = ", ".join(map(str, answer))
-    if isinstance(answer, str):
-        answer = answer.strip()
-        if (boxed := last_boxed(answer)) is not None:
-            answer = rf"\boxed{{{boxed}}}"
-        answer = _powers(answer)
     return gold_text(answer)
-
-
-def _powers(text: str) -> str:
-    return _POWER.sub(r"\1 \\times 10^{\2}", text)
-
-
-def last_boxed(text: str) -> str | None:
-    """What the last `\\boxed{…}` of a text holds; None if there is none, or it is not closed.
-
-    >>> last_boxed(r"\\boxed{1}, no: $\\boxed{\\frac{1}{2}}$.")
-    '\\\\frac{1}{2}'
-    """
-    start = text.rfind(r"\boxed{")
-    if start < 0:
-        return None
-    begin = start + len(r"\boxed{")
-    depth = 1
-    for i in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if not depth:
-            return text[begin:i]
-    return None
 
 
 def _plain(text: str) -> str:

@@ -2,11 +2,12 @@
 
 The prompt is the first column present of prompt, problem, question: text, or a list of chat messages, handed
 on as it is. The gold answer is the first of answer, solution: a number, a word, LaTeX with or without
-delimiters, or a worked text with `\\boxed{…}` or, as in GSM8K, `#### …` at its end. Of a completion, and of a
-worked text, math-verify takes the last `\\boxed{…}`, else what follows a phrase like "the answer is", else
-the last formula or number.
+delimiters, or a worked text with `\\boxed{…}` or, as in GSM8K, `#### …` at its end. `answers.py` says what is
+the answer of a completion.
 
-Numbers below 0.001 must agree in three digits: math-verify rounds to six decimals.
+Numbers below 0.001 must agree in three digits, because math-verify rounds to six decimals. From 10^15 on
+twelve digits are enough, unless both are written as whole numbers: to math-verify 6.02 × 10^23 and the same
+number written out differ.
 
 A gold answer that math-verify cannot parse never becomes a problem: its row is skipped, counted and logged. A
 completion that it cannot parse, or not in time, scores 0. Parsing and comparing run in a worker process under
@@ -15,8 +16,8 @@ one time limit, because math-verify's own works in the main thread only and cann
 
 import json
 import logging
+import math
 import random
-import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -25,14 +26,11 @@ from itertools import islice
 from typing import Any
 
 from lambda_grpo.errors import InputError, missing_extra
+from lambda_grpo.tasks.answers import gold_answer, stated_answer
 from lambda_grpo.tasks.data_files import Rows, pick_columns
 from lambda_grpo.tasks.task import Problem, Split, in_test_split
 from lambda_grpo.tasks.worker import SECONDS, CallStopped, call
 
-_DELIMITED = re.compile(r"\\boxed|\\\(|\\\[|(?<!\\)\$|\\begin\{(?:equation|align|gather)")
-_LAST_LINE = re.compile(r"####[ \t]*(.+)\Z")
-_WORD = re.compile(r"[A-Za-z]{3,}")
-_PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{2,}[,;]?\s+[A-Za-z]{2,}\b|\n")
 _log = logging.getLogger(__name__)
 
 
@@ -166,7 +164,8 @@ class Maths:
 
 def same_answer(gold: str, completion: str, seconds: float = SECONDS) -> bool:
     """Whether math-verify finds a completion's answer equal to the gold one (`gold_text`), in time."""
-    return _in_time(_equal, gold, completion, seconds=seconds)
+    stated = stated_answer(completion)
+    return stated != "" and _in_time(_equal, gold, stated, seconds=seconds)
 
 
 def parses(gold: str, seconds: float = SECONDS) -> bool:
@@ -182,27 +181,18 @@ def _in_time(function: Any, *args: str, seconds: float) -> bool:
 
 
 def gold_text(answer: Any) -> str:
-    """A gold answer as text in which math-verify finds what it should.
+    """A gold answer as text in which math-verify finds what it should (`answers.gold_answer`).
 
-    A bare formula is boxed, so that it is read as a whole; prose, and what has delimiters, stays as it is.
-    What is neither text nor number gives an empty text, which does not parse.
+    What is neither text nor a finite number gives an empty text, which does not parse.
 
-    >>> print(gold_text("(-1, 2]"), gold_text(42), gold_text("20 + 22 = 42\\n#### 42"), gold_text("so $x=2$"))
-    \\boxed{(-1, 2]} \\boxed{42} \\boxed{42} so $x=2$
-    >>> print(gold_text("Friday"), "|", gold_text("two and two make 4"))
-    \\boxed{\\text{Friday}} | two and two make 4
+    >>> print(gold_text(42), gold_text(0.00005), gold_text("20 + 22 = 42\\n#### 42"), repr(gold_text(None)))
+    \\boxed{42} \\boxed{0.00005} \\boxed{42} ''
     """
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return ""
-    text = str(answer).strip()
-    last_line = _LAST_LINE.search(text)
-    if last_line:
-        text = last_line[1].strip()
-    if not text or _DELIMITED.search(text) or _PROSE.search(text):
-        return text
-    if _WORD.fullmatch(text):  # else read as a product of letters
-        text = f"\\text{{{text}}}"
-    return f"\\boxed{{{text}}}"
+    if isinstance(answer, float) and not math.isfinite(answer):
+        return ""
+    return gold_answer(str(answer))
 
 
 def _key(prompt: Any) -> str:
@@ -239,16 +229,26 @@ def _equal(gold: str, completion: str) -> bool:
     from math_verify import verify
 
     right, found = _parse_gold(gold), _parse(completion)
-    return bool(verify(right, found, timeout_seconds=None)) and not _small_and_apart(right, found)
+    near = _near(right, found)
+    if near is not None:
+        return near
+    return bool(verify(right, found, timeout_seconds=None))
 
 
-def _small_and_apart(right: Any, found: Any) -> bool:
-    """math-verify rounds to six decimals, and to it 1.6e-19 is -9.1e-31: small numbers need three digits."""
+def _near(right: Any, found: Any) -> bool | None:
+    """Whether two numbers agree, where the gold one is too small or too large for math-verify; else None.
+
+    It takes 1.6e-19 for -9.1e-31, and 6.02 × 10^23, a float to it, for another number than the integer.
+    """
     try:
         gold, answer = float(right[0]), float(found[0])
     except (TypeError, ValueError, OverflowError, IndexError):  # no number
+        return None
+    if 0 < abs(gold) < 1e-3 and abs(gold - answer) > 1e-3 * abs(gold):
         return False
-    return 0 < abs(gold) < 1e-3 and abs(gold - answer) > 1e-3 * abs(gold)
+    if abs(gold) >= 1e15 and not (right[0].is_Integer and found[0].is_Integer):
+        return abs(gold - answer) <= 1e-12 * abs(gold)
+    return None
 
 
 def _parse(text: str) -> Any:

@@ -23,7 +23,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from lambda_grpo.errors import InputError, missing_extra, unknown_name
-from lambda_grpo.tasks.task import Problem, Split, final_answer, in_test_split
+from lambda_grpo.tasks.answers import final_answer
+from lambda_grpo.tasks.task import Problem, Split, in_test_split
 from lambda_grpo.tasks.worker import SECONDS, CallStopped, call
 
 _PACKAGE = "reasoning_gym"

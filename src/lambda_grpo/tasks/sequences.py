@@ -22,7 +22,8 @@ import re
 from collections.abc import Mapping
 
 from lambda_grpo.errors import InputError
-from lambda_grpo.tasks.task import Problem, Split, final_answer, in_test_split
+from lambda_grpo.tasks.answers import final_answer
+from lambda_grpo.tasks.task import Problem, Split, in_test_split
 
 _LENGTHS = (2, 6)
 _SPREADS = (0, 9)

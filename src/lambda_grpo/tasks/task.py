@@ -4,7 +4,7 @@ import json
 import math
 import traceback
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, Protocol
@@ -28,7 +28,15 @@ class Problem:
 
 
 class Task(Protocol):
-    """A source of problems with verifiable rewards."""
+    """A source of problems with verifiable rewards.
+
+    A task may also have these attributes; who reads them asks `getattr(task, NAME, DEFAULT)`:
+
+    - `stop`, a tuple of texts, default `()`: the first of them that comes ends a completion. `score` and
+      `traits` see what stood before it (`before_stop`).
+    - `raw_text`, default False: the prompts are texts to be continued, such as worked examples, and are never
+      asked as a chat.
+    """
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         """`count` problems; the same for the same seed. No prompt is in both splits.
@@ -69,6 +77,15 @@ def score(task: Task, problem: Problem, completion: str) -> float | None:
     )
 
 
+def before_stop(completion: str, stop: Sequence[str]) -> str:
+    """What stands before the first stop text in a completion; all of it if none comes.
+
+    >>> before_stop(" 7\\n\\nQuestion:", ("\\n",)), before_stop("a.b!", ("!", ".")), before_stop(" 7", ("!",))
+    (' 7', 'a', ' 7')
+    """
+    return completion[: min((at for text in stop if (at := completion.find(text)) >= 0), default=None)]
+
+
 def in_test_split(prompt: Any, one_in: int = 8) -> bool:
     """Whether a prompt (text or chat messages) belongs to the test split: one in `one_in` does, by checksum.
 
@@ -79,16 +96,3 @@ def in_test_split(prompt: Any, one_in: int = 8) -> bool:
     """
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
     return zlib.crc32(text.encode(errors="surrogatepass")) % one_in == 0
-
-
-def final_answer(completion: str) -> str:
-    """The text in the last `<answer>…</answer>` of a completion, else all of it; stripped.
-
-    >>> final_answer("<answer>1</answer> no, <answer> 2 </answer> it is")
-    '2'
-    >>> final_answer(" 3 ")
-    '3'
-    """
-    before, closed, _ = completion.rpartition("</answer>")
-    _, opened, answer = before.rpartition("<answer>")
-    return (answer if opened and closed else completion).strip()
