@@ -33,12 +33,12 @@ docs: $(READY)
 package: $(READY)
 	rm -rf dist
 	$(BIN)/python -m build
-	$(BIN)/python tests/check_package.py dist
+	$(BIN)/python tests/support/check_package.py dist
 
 # verl, Ray and TransferQueue are as large as all the rest, and Hydra wants an older ANTLR than math-verify: a venv of their own.
 verl-test: $(VERL)/.ready
 	$(VERL)/bin/python -m lambda_grpo.engines.verl.check --ray
-	$(VERL)/bin/pytest tests/test_verl_engine.py
+	$(VERL)/bin/pytest tests/engines/test_verl_engine.py
 
 clean:
 	rm -rf $(VENV) $(VERL) dist site

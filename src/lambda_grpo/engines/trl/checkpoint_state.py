@@ -32,19 +32,26 @@ from lambda_grpo.errors import InputError, LambdaGRPOError
 from lambda_grpo.training import checkpoint_folders, run_folder
 
 _log = logging.getLogger(__name__)
-_KEPT = (
-    "_step",
-    "_current_train_step_time",
-    "_tr_loss",
-    "_total_loss_scalar",
-    "_globalstep_last_logged",
-    "_skipped_in_row",
-    "_unpackable",
-    "_flops_per_second",
-)
+# What transformers and TRL count during a run and leave out of their checkpoints.
+_COUNTERS = ("_step", "_current_train_step_time", "_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
 
 
-class Resumable(GRPOTrainer):
+class KeepsState(GRPOTrainer):
+    """`GRPOTrainer` whose parts say what of theirs a checkpoint must hold, each of its own.
+
+    A part extends `kept_state` and `load_kept_state`, calls `super()`, and names no attribute of another.
+    Values are what `torch.load(weights_only=True)` reads: tensors, numbers, text, lists, dictionaries.
+    """
+
+    def kept_state(self) -> dict[str, Any]:
+        """What goes into a checkpoint, by the part's name."""
+        return {}
+
+    def load_kept_state(self, kept: Mapping[str, Any]) -> None:
+        """Put back what `kept_state` returned when the checkpoint was written."""
+
+
+class Resumable(KeepsState):
     """`GRPOTrainer` whose checkpoints are sealed when whole, and resumed exactly.
 
     `train(resume_from_checkpoint=True)` takes the last whole checkpoint in `output_dir`.
@@ -120,9 +127,8 @@ class Resumable(GRPOTrainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self._stopped_early or self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = (
-                True  # the checkpoint was the last; transformers would do a step
-            )
+            # The checkpoint was the last one; transformers would do one more step.
+            self.control.should_training_stop = True
             return
         self._epoch = kwargs["epoch"]
         if self._kept is not None and self._kept["sampler"] is not None:
@@ -145,9 +151,13 @@ class Resumable(GRPOTrainer):
         super()._load_rng_state(checkpoint)
         if self._kept is None:
             return
-        kept = send_to_device(dict(self._kept), self.accelerator.device)
-        for name in [name for name in _KEPT if name in kept]:
-            setattr(self, name, kept[name])
+        self.load_kept_state(send_to_device(dict(self._kept), self.accelerator.device))
+        self._kept = None
+
+    def load_kept_state(self, kept: Mapping[str, Any]) -> None:
+        super().load_kept_state(kept)
+        for name, value in kept["counters"].items():
+            setattr(self, name, value)
         self._buffered_inputs = kept["buffered_inputs"]
         for mode, metrics in kept["metrics"].items():
             self._metrics[mode].clear()
@@ -159,33 +169,32 @@ class Resumable(GRPOTrainer):
                 self._logs[column][name].extend(values)
         if kept["ref_model"] is not None:
             self.ref_model.load_state_dict(kept["ref_model"])
-        self._kept = None
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
+    def kept_state(self) -> dict[str, Any]:
         every = self.args.steps_per_generation * self.num_iterations
         moving = self.args.sync_ref_model and self.ref_model is not None
-        kept = {name: getattr(self, name) for name in _KEPT if hasattr(self, name)} | {
+        logs = {column: rows for column, rows in self._logs.items() if column != "images"}
+        return super().kept_state() | {
             "processes": self.accelerator.num_processes,
+            "counters": {name: getattr(self, name) for name in _COUNTERS if hasattr(self, name)},
             "epoch": self._epoch,
             "epoch_start": self._epoch_start,
             "sampler": self._sampler_state(),
             "buffered_inputs": self._buffered_inputs if self._step % every else None,
             "metrics": _plain(self._metrics),
-            "logs": _plain({k: v for k, v in self._logs.items() if k != "images"})
-            if self.log_completions
-            else {},
+            "logs": _plain(logs) if self.log_completions else {},
             "ref_model": self.accelerator.unwrap_model(self.ref_model).state_dict() if moving else None,
         }
-        torch.save(kept, Path(output_dir) / _name(self.accelerator.process_index))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        torch.save(self.kept_state(), Path(output_dir) / _name(self.accelerator.process_index))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial))
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
-        limit, self.args.save_total_limit = (
-            self.args.save_total_limit,
-            None,
-        )  # delete none before this is whole
+        # Delete no checkpoint before this one is whole.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             if self.args.should_save:
                 (checkpoint / checkpoint_folders.SEAL).unlink(missing_ok=True)

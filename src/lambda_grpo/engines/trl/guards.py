@@ -5,17 +5,18 @@ training goes on with the next batch. `max_skipped_steps` such steps in a row en
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from trl import GRPOTrainer
 
+from lambda_grpo.engines.trl.checkpoint_state import KeepsState
 from lambda_grpo.engines.trl.reward_limits import guarded
 from lambda_grpo.errors import LambdaGRPOError
 
 
-class Guarded(GRPOTrainer):
+class Guarded(KeepsState):
     """`GRPOTrainer` that names a reward function that fails, and skips steps without finite gradients.
 
     Logs `hazards/skipped_steps`, the share of steps that were skipped.
@@ -31,6 +32,13 @@ class Guarded(GRPOTrainer):
             function if isinstance(function, nn.Module) else guarded(function, name, self.args.reward_timeout)
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
+
+    def kept_state(self) -> dict[str, Any]:
+        return super().kept_state() | {"skipped_in_row": self._skipped_in_row}
+
+    def load_kept_state(self, kept: Mapping[str, Any]) -> None:
+        super().load_kept_state(kept)
+        self._skipped_in_row = kept["skipped_in_row"]
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         completion_ids, *rest = super()._generate_single_turn(*args, **kwargs)

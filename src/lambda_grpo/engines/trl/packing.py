@@ -12,13 +12,14 @@ runs plainly, after one warning that says why.
 """
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
 
+from lambda_grpo.engines.trl.checkpoint_state import KeepsState
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing import PackedTree, tree_logps_and_entropies
 from lambda_grpo.packing.cost import WORTHWHILE, flops_per_second, predicted_gain
@@ -35,12 +36,21 @@ _logger = logging.getLogger(__name__)
 Scores = tuple[Tensor, Tensor | None, Tensor | None]  # log-probs, entropies, auxiliary loss
 
 
-class TreePacking(GRPOTrainer):
+class TreePacking(KeepsState):
     """`GRPOTrainer` with `args.tree_packing`; logs `tree/packed` and `tree/raw_per_unique` each step."""
 
     _buffered_inputs: list[dict[str, Any]] | None
     _unpackable = False  # known after the first try
     _flops_per_second: float | None = None  # of this machine; kept on resuming, so that the same is packed
+
+    def kept_state(self) -> dict[str, Any]:
+        packing = {"unpackable": self._unpackable, "flops_per_second": self._flops_per_second}
+        return super().kept_state() | {"packing": packing}
+
+    def load_kept_state(self, kept: Mapping[str, Any]) -> None:
+        super().load_kept_state(kept)
+        self._unpackable = kept["packing"]["unpackable"]
+        self._flops_per_second = kept["packing"]["flops_per_second"]
 
     @property
     def _may_pack(self) -> bool:

@@ -48,25 +48,54 @@ class _Scored:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Completions of whole groups: this process's, and where a group straddles processes all of that group.
+class _Groups:
+    """The groups that this rank gives credit, whole, because a tree needs every completion of its group.
+
+    A group may straddle ranks; then each of them gathers all its rows. Example: 3 groups of 4 rows, 2 ranks.
+
+        row of the batch     0  1  2  3    4  5  6  7    8  9 10 11
+        rank that holds it   0  0  0  0    0  0  1  1    1  1  1  1
+
+    Rank 1 holds rows 6 to 11. Its first group begins at row 4, so it gathers rows 4 to 11: `first_row` is 4
+    and `own` is slice(2, 8). Rank 0 logs and writes the group that straddles, because that group's first row
+    lies there: `begun_here` is slice(4, 8) on rank 1.
 
     Attributes:
+        size: G, completions of a group.
         ids: R lists of the completion's token ids, as generated.
-        advantages, rewards: (R,) TRL's own; a reward is NaN where no function could score.
+        advantages, rewards: (R,) TRL's own; a reward is NaN if no function could score the completion.
         masks: R bool arrays as long as the ids, the tokens that enter the loss; None: all of them.
         contexts: R prompts, as bytes of their ids; None: all prompts of a group are the same.
-        first: number of the first row in the batch of all processes.
-        mine: the rows of this process.
+        first_row: number of the first row in the batch of all ranks.
+        own: the rows of this rank.
     """
 
+    size: int
     ids: list[list[int]]
     advantages: np.ndarray
     rewards: np.ndarray
     masks: list[np.ndarray] | None
     contexts: list[bytes] | None
-    first: int
-    mine: slice
+    first_row: int
+    own: slice
+
+    @property
+    def begun_here(self) -> slice:
+        """The rows of the groups whose first completion lies on this rank."""
+        return slice(-(-self.own.start // self.size) * self.size, len(self.ids))
+
+    def trees(self) -> list[ProcessTree]:
+        """One tree a group."""
+        return ProcessTree.build_many(self.ids, [i // self.size for i in range(len(self.ids))], self.contexts)
+
+    def mask(self, group: int, tree: ProcessTree) -> np.ndarray | None:
+        """(G, T) the tokens of a group that enter the loss; None: all of them."""
+        if self.masks is None:
+            return None
+        mask = np.zeros(tree.step_index.shape, bool)
+        for i, row in enumerate(self.masks[group * self.size : (group + 1) * self.size]):
+            mask[i, : len(row)] = row
+        return mask
 
 
 class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
@@ -74,8 +103,7 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
 
     Takes what `GRPOTrainer` takes. Logs beside TRL's metrics, each step: `tree/path_depth`,
     `tree/intermediate_proportion`, `tree/shared_tokens` (share of tokens with |λ| > 1),
-    `tree/flat_groups` (share), `credit/mean_weight`, `credit/weighted_loss` (TRL's loss with each token's
-    term weighted; TRL's own `loss` stays unweighted), and the shares of completions that stay in the tree but
+    `tree/flat_groups` (share), `credit/mean_weight`, and the shares of completions that stay in the tree but
     contribute nothing: `credit/unscorable` (no reward function scored them) and `credit/truncated` (all
     their tokens masked). With tree packing also `tree/packed` (share of micro-batches) and
     `tree/raw_per_unique` tokens.
@@ -86,7 +114,6 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
     rollout_func: Any
     _scored: _Scored  # the generation batch at hand
     _weights: torch.Tensor | None = None  # (B, T) while the loss of a micro-batch is computed
-    _logps: torch.Tensor  # (B, T) that micro-batch's log-probs
     _saved = (-1, 0)  # step and number of the last generation batch in rollouts/
 
     def __init__(
@@ -108,36 +135,27 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
         mode = "train" if self.model.training else "eval"
-        size = self.num_generations if mode == "train" else self.num_generations_eval
-        rows = self._rows(batch, size)
-        trees = ProcessTree.build_many(rows.ids, [i // size for i in range(len(rows.ids))], rows.contexts)
-        masks = [_group_mask(tree, rows.masks, g * size) for g, tree in enumerate(trees)]
-        width = max(batch["completion_ids"].shape[1], *(tree.step_index.shape[1] for tree in trees))
-        advantages, weights = np.zeros((2, len(rows.ids), width), np.float32)
-        credit = partial(get_credit(self.args.credit), **(self.args.credit_kwargs or {}))
-        rewards = np.where(np.isnan(rows.rewards), 0, rows.rewards)
-        for g, (tree, mask) in enumerate(zip(trees, masks, strict=True)):
-            group = slice(g * size, (g + 1) * size)
-            result = credit(tree, rewards[group], advantages=rows.advantages[group], mask=mask)
-            tokens = slice(result.weight.shape[1])
-            advantages[group, tokens] = result.advantage
-            weights[group, tokens] = result.weight
-
+        groups = self._whole_groups(
+            batch, self.num_generations if mode == "train" else self.num_generations_eval
+        )
+        trees = groups.trees()
+        masks = [groups.mask(g, tree) for g, tree in enumerate(trees)]
+        advantages, weights = self._credit(groups, trees, masks, batch["completion_ids"].shape[1])
         like = batch["advantages"]
         for name, values in (("advantages", advantages), ("credit_weights", weights)):
-            mine = values[rows.mine, : batch["completion_ids"].shape[1]]
-            batch[name] = torch.from_numpy(np.ascontiguousarray(mine)).to(like.device)
-        self._log_credit(mode, rows, trees, masks, weights)
+            own = values[groups.own, : batch["completion_ids"].shape[1]]
+            batch[name] = torch.from_numpy(np.ascontiguousarray(own)).to(like.device)
+        self._log_credit(mode, groups, trees, masks, weights)
         if self.args.save_rollouts and mode == "train":
-            self._save_rollouts(rows, size)
+            self._save_rollouts(groups)
         return batch
 
-    def _rows(self, batch: dict[str, Any], size: int) -> _Rows:
-        """What TRL generated and scored, with the rows of other processes where a group needs them."""
+    def _whole_groups(self, batch: dict[str, Any], size: int) -> _Groups:
+        """What TRL generated and scored, with the rows of other ranks if a group straddles."""
         ids = self._scored.completion_ids
         count = len(ids)
         check_agreement(self.accelerator, count, "tool_mask" in batch)
-        first = start = self.accelerator.process_index * count
+        start = self.accelerator.process_index * count
         straddles = self.accelerator.num_processes > 1 and count % size > 0
         masks = None
         if "tool_mask" in batch or self.mask_truncated_completions:
@@ -145,36 +163,52 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
             masks = [row[: len(own)] for row, own in zip(in_loss, ids, strict=True)]
         contexts = _contexts(batch, 1 if straddles else size)
         advantages = batch["advantages"].cpu().numpy()
-        end = start + count
+        first, end = start, start + count
         if straddles:
             first, end = first - first % size, -(-end // size) * size
             ids = gather_object(ids)[first:end]
             advantages = self.accelerator.gather(batch["advantages"]).cpu().numpy()[first:end]
             masks = None if masks is None else gather_object(masks)[first:end]
             contexts = gather_object(contexts)[first:end]
-        mine = slice(start - first, start - first + count)
-        return _Rows(ids, advantages, self._rewards[first:end].cpu().numpy(), masks, contexts, first, mine)
+        own = slice(start - first, start - first + count)
+        rewards = self._rewards[first:end].cpu().numpy()
+        return _Groups(size, ids, advantages, rewards, masks, contexts, first, own)
+
+    def _credit(
+        self, groups: _Groups, trees: list[ProcessTree], masks: list[np.ndarray | None], width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(R, T) advantages and weights, float32; T is at least `width`."""
+        width = max(width, *(tree.step_index.shape[1] for tree in trees))
+        advantages, weights = np.zeros((2, len(groups.ids), width), np.float32)
+        credit = partial(get_credit(self.args.credit), **(self.args.credit_kwargs or {}))
+        rewards = np.where(np.isnan(groups.rewards), 0, groups.rewards)
+        for g, (tree, mask) in enumerate(zip(trees, masks, strict=True)):
+            rows = slice(g * groups.size, (g + 1) * groups.size)
+            result = credit(tree, rewards[rows], advantages=groups.advantages[rows], mask=mask)
+            tokens = slice(result.weight.shape[1])
+            advantages[rows, tokens] = result.advantage
+            weights[rows, tokens] = result.weight
+        return advantages, weights
 
     def _log_credit(
         self,
         mode: str,
-        rows: _Rows,
+        groups: _Groups,
         trees: list[ProcessTree],
         masks: list[np.ndarray | None],
         weights: np.ndarray,
     ) -> None:
-        size = len(rows.ids) // len(trees)
-        ours = -(-rows.mine.start // size)  # a group counts where its first completion lies
-        totals = measures.totals(trees[ours:], masks[ours:])
-        mine = rows.rewards[rows.mine]
+        begun = groups.begun_here
+        totals = measures.totals(trees[begun.start // groups.size :], masks[begun.start // groups.size :])
+        own = groups.rewards[groups.own]
         for name, total, count in (
             ("tree/path_depth", totals.path_depth, totals.counted),
             ("tree/intermediate_proportion", totals.intermediate_proportion, totals.counted),
             ("tree/shared_tokens", totals.shared_tokens, totals.tokens),
             ("tree/flat_groups", totals.flat_groups, totals.groups),
-            ("credit/mean_weight", float(weights[ours * size :].sum()), totals.tokens),
+            ("credit/mean_weight", float(weights[begun].sum()), totals.tokens),
             ("credit/truncated", totals.masked, totals.counted + totals.masked),
-            ("credit/unscorable", int(np.isnan(mine).sum()), len(mine)),
+            ("credit/unscorable", int(np.isnan(own).sum()), len(own)),
         ):
             self._log_mean(mode, name, total, count)
 
@@ -185,79 +219,47 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
             total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
         self._metrics[mode][name].append(float(total) / max(float(count), 1.0))
 
-    def _save_rollouts(self, rows: _Rows, size: int) -> None:
+    def _save_rollouts(self, groups: _Groups) -> None:
         """Write the groups whose first completion lies here, whole."""
         prompts, completions = self._scored.prompts, self._scored.completions
-        if len(rows.ids) > len(prompts):  # groups straddle processes, and so on each of them
-            there = slice(rows.first, rows.first + len(rows.ids))
+        if len(groups.ids) > len(prompts):  # groups straddle ranks, and so on each of them
+            there = slice(groups.first_row, groups.first_row + len(groups.ids))
             prompts, completions = gather_object(prompts)[there], gather_object(completions)[there]
-        ours = slice(-(-rows.mine.start // size) * size, len(rows.ids))
         step, (last, number) = self.state.global_step, self._saved
-        batch = number + 1 if step == last else 0  # several, where steps_per_generation is below accumulation
+        batch = number + 1 if step == last else 0  # several, if steps_per_generation is below accumulation
         self._saved = step, batch
-        earlier = batch * self.args.generation_batch_size
+        rows = batch * self.args.generation_batch_size + groups.first_row + np.arange(len(groups.ids))
+        begun = groups.begun_here
         write_rollouts(
             self.args.output_dir,
             Rollouts(
                 step=step,
                 batch=batch,
-                groups=(earlier + rows.first + np.arange(len(rows.ids)))[ours] // size,
-                prompts=prompts[ours],
-                completions=completions[ours],
-                token_ids=rows.ids[ours],
-                rewards=rows.rewards[ours],
-                advantages=rows.advantages[ours],
+                groups=rows[begun] // groups.size,
+                prompts=prompts[begun],
+                completions=completions[begun],
+                token_ids=groups.ids[begun],
+                rewards=groups.rewards[begun],
+                advantages=groups.advantages[begun],
             ),
             rank=self.accelerator.process_index,
         )
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         scores: Any = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        logps = scores[0]
-        if self._weights is not None:
-            weights, self._logps = self._weights, logps
-            logps.register_hook(lambda grad: (grad * weights).to(grad.dtype))
+        if self._weights is not None and scores[0].requires_grad:
+            weights = self._weights
+            scores[0].register_hook(lambda grad: (grad * weights).to(grad.dtype))
         return scores
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if not torch.is_grad_enabled():  # evaluation: there is no gradient to weight
             return super()._compute_loss(model, inputs)
-        leaves: dict[str, torch.Tensor] = {
-            name: inputs[name].detach().requires_grad_()
-            for name in ("advantages", "ref_per_token_logps")
-            if name in inputs
-        }
         self._weights = inputs["credit_weights"]
         try:
-            loss = super()._compute_loss(model, {**inputs, **leaves})
+            return super()._compute_loss(model, inputs)
         finally:
             self._weights = None
-        weighted = self._weighted_loss(loss, inputs["credit_weights"], leaves)
-        del self._logps
-        steps = self.current_gradient_accumulation_steps  # TRL's loss is a share of the whole step's
-        self._log_mean("train", "credit/weighted_loss", weighted * steps, 1)
-        return loss
-
-    def _weighted_loss(
-        self, loss: torch.Tensor, weights: torch.Tensor, leaves: dict[str, torch.Tensor]
-    ) -> float:
-        """The value of `loss` with each token's term multiplied by its weight.
-
-        TRL sums the terms before we see them; their gradients give them back. A policy term is positively
-        homogeneous in its advantage, so it is A · ∂loss/∂A (Euler). A KL term is
-        c·(exp Δ - Δ - 1) with Δ = ref - logp, and ∂loss/∂ref is c·(exp Δ - 1).
-        """
-        grads = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
-        terms = loss.new_zeros(())
-        for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
-            if grad is None:
-                continue
-            factor = leaf.detach()
-            if name == "ref_per_token_logps":
-                delta = (factor - self._logps.detach()).double()
-                factor = torch.where(delta.abs() < 1e-6, delta / 2, 1 - delta / torch.expm1(delta))
-            terms = terms + grad * factor
-        return float(loss.detach() + ((weights - 1) * terms).sum())
 
 
 def _contexts(batch: dict[str, Any], size: int) -> list[bytes] | None:
@@ -271,13 +273,3 @@ def _contexts(batch: dict[str, Any], size: int) -> list[bytes] | None:
         if (grouped == grouped[:, :1]).all():
             return None
     return [row[real].cpu().numpy().tobytes() for row, real in zip(ids, mask.bool(), strict=True)]
-
-
-def _group_mask(tree: ProcessTree, masks: list[np.ndarray] | None, first: int) -> np.ndarray | None:
-    """The (G, T) mask of the group whose rows begin at `first`."""
-    if masks is None:
-        return None
-    mask = np.zeros(tree.step_index.shape, bool)
-    for i, row in enumerate(masks[first : first + len(mask)]):
-        mask[i, : len(row)] = row
-    return mask

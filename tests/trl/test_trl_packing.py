@@ -1,0 +1,280 @@
+"""Tree packing in the trainer, against the same trainer without it: log-probs, losses and gradients."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from corner_settings import CORNERS
+from datasets import Dataset
+from peft import LoraConfig
+from tiny_trainers import (
+    CASES,
+    GROUP,
+    PROMPTS,
+    assert_close,
+    gpt2_float64,
+    gradients,
+    make_trainer,
+    micro_batches,
+    plain_logps,
+)
+from transformers import GPT2Config, GPT2LMHeadModel
+from trl import GRPOTrainer
+
+from lambda_grpo import InputError
+from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
+from lambda_grpo.engines.trl.packing import TreePacking, whole_groups
+
+LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+
+
+def assert_equals_plain_rows(trainer: Any, tolerance: float = 1e-5) -> list[dict[str, Any]]:
+    """Loss and gradients of every micro-batch, packed and not; and the passes that made the batch, repeated."""
+    batches = micro_batches(trainer)
+    for batch in batches:
+        found = []
+        for mode in ("on", "off"):
+            trainer.args.tree_packing = mode
+            trainer._metrics["train"].clear()
+            loss = trainer._compute_loss(trainer.model, batch)
+            logged = {name: values[0] for name, values in trainer._metrics["train"].items()}
+            found.append((loss.item(), gradients(trainer, loss), logged))
+        (loss, grads, logged), (plain_loss, plain_grads, plain_logged) = found
+        assert loss == pytest.approx(plain_loss, rel=1e3 * tolerance, abs=tolerance)
+        assert_close(grads, plain_grads, tolerance)
+        assert logged.pop("tree/packed") == 1
+        assert logged.pop("tree/raw_per_unique") > 1.2
+        assert logged == pytest.approx(plain_logged, rel=1e3 * tolerance, abs=1e2 * tolerance)
+        with pytest.raises(AssertionError):  # the planted fault: no weights
+            unweighted = {**batch, "credit_weights": torch.ones_like(batch["credit_weights"])}
+            assert_close(gradients(trainer, trainer._compute_loss(trainer.model, unweighted)), grads, 1e-3)
+        trainer.args.tree_packing = "on"
+    return batches
+
+
+@pytest.mark.parametrize(("loss_type", "beta", "iterations", "accumulation"), CASES)
+def test_every_loss(tmp_path: Path, loss_type: str, beta: float, iterations: int, accumulation: int) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        tree_packing="on",
+        loss_type=loss_type,
+        beta=beta,
+        num_iterations=iterations,
+        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=len(PROMPTS) * GROUP // accumulation,
+        epsilon_high=5.0 if loss_type == "cispo" else None,
+    )
+    assert len(assert_equals_plain_rows(trainer)) == accumulation
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "cispo"])
+def test_exact_in_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss_type: str) -> None:
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", plain_logps)
+    trainer = make_trainer(
+        tmp_path, model=gpt2_float64(), tree_packing="on", loss_type=loss_type, beta=0.3, num_iterations=2,
+        epsilon_high=5.0 if loss_type == "cispo" else None,
+    )  # fmt: skip
+    assert_equals_plain_rows(trainer, 1e-10)
+
+
+@pytest.mark.parametrize("name", CORNERS)
+def test_corner(tmp_path: Path, name: str) -> None:
+    assert_equals_plain_rows(make_trainer(tmp_path, **copy.deepcopy(CORNERS[name]), tree_packing="on"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        ({"trainer_kwargs": {"peft_config": LORA}, "beta": 0.1, "num_iterations": 2}, 1e-5),
+        ({"gradient_checkpointing": True, "beta": 0.1}, 1e-5),
+        ({"bf16": True, "num_iterations": 2}, 3e-2),
+        ({"cast_lm_head_to_fp32": True, "model": None}, 1e-5),
+    ],
+    ids=["LoRA", "gradient checkpointing", "bf16 autocast", "head in float32"],
+)
+def test_how_the_model_is_run(tmp_path: Path, settings: dict[str, Any], tolerance: float) -> None:
+    assert_equals_plain_rows(make_trainer(tmp_path, tree_packing="on", **settings), tolerance)
+
+
+def test_old_and_reference_passes_are_packed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_calls = []
+    plain = GRPOTrainer._get_per_token_logps_and_entropies
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        plain_calls.append(args)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", counted)
+    trainer = make_trainer(
+        tmp_path, tree_packing="on", beta=0.1, num_iterations=2, gradient_accumulation_steps=2,
+        per_device_train_batch_size=12,
+    )  # fmt: skip
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 2
+    batch = trainer._prepare_inputs([{"prompt": prompt} for prompt in PROMPTS for _ in range(GROUP)])
+    assert not plain_calls
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    real = batch["completion_mask"].bool()
+    for name, model in (("old", trainer.model), ("ref", trainer.ref_model)):
+        expected, _, _ = plain(trainer, model, ids, mask, real.shape[1])
+        assert torch.allclose(batch[f"{name}_per_token_logps"][real], expected[real].detach(), atol=1e-5)
+
+
+def test_micro_batches_hold_whole_groups(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, tree_packing="on", gradient_accumulation_steps=2, per_device_train_batch_size=12
+    )
+    firsts = set()
+    for seed in range(12):
+        trainer._buffered_inputs = None
+        torch.manual_seed(seed)
+        batches = micro_batches(trainer)
+        for batch in batches:
+            prompts = trainer.processing_class.batch_decode(batch["prompt_ids"])
+            counts = [prompts.count(prompt) for prompt in prompts]
+            assert counts == [GROUP] * 12
+        firsts.add(trainer.processing_class.decode(batches[0]["prompt_ids"][0], skip_special_tokens=True))
+    assert len(firsts) > 1  # groups are shuffled
+
+
+def test_rows_stay_together_with_what_belongs_to_them() -> None:
+    rng = np.random.default_rng(0)
+    group = torch.from_numpy(rng.permutation(np.repeat(np.arange(5), 4)))
+    tensors = {"group": group, "twice": 2 * group, "wide": group[:, None] * torch.arange(3)}
+    batches = [
+        {k: v[i : i + 4] for k, v in tensors.items()} | {"none": None, "count": torch.tensor(7)}
+        for i in range(0, 20, 4)
+    ]
+    dealt = whole_groups(batches)
+    assert sorted(batch["group"].unique().item() for batch in dealt) == list(range(5))
+    for batch in dealt:
+        assert torch.equal(batch["twice"], 2 * batch["group"])
+        assert torch.equal(batch["wide"], batch["group"][:, None] * torch.arange(3))
+        assert batch["none"] is None
+        assert batch["count"] == 7
+
+
+def test_a_micro_batch_smaller_than_a_group(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, tree_packing="on", gradient_accumulation_steps=8, per_device_train_batch_size=3
+    )
+    for batch in micro_batches(trainer):
+        assert len(set(trainer.processing_class.batch_decode(batch["prompt_ids"]))) == 1
+
+
+@pytest.mark.parametrize("head_in_float32", [False, True])  # True: not the way of plain linear heads
+def test_nothing_to_predict(tmp_path: Path, head_in_float32: bool) -> None:
+    """All completions truncated and masked: a differentiable zero, as in TRL."""
+    trainer = make_trainer(tmp_path, tree_packing="on", cast_lm_head_to_fp32=head_in_float32)
+    (batch,) = micro_batches(trainer)
+    batch["completion_mask"] = torch.zeros_like(batch["completion_mask"])
+    loss = trainer._compute_loss(trainer.model, batch)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and not p.grad.any() for p in trainer.model.parameters())
+
+
+def test_training_on_and_off_ends_at_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", plain_logps)
+    trained = []
+    for mode in ("on", "off"):
+        trainer = make_trainer(
+            tmp_path, model=gpt2_float64(), tree_packing=mode, optim="sgd", num_iterations=2, beta=0.1
+        )
+        start = torch.cat([p.detach().clone().flatten() for p in trainer.model.parameters()])
+        trainer.train()
+        trained.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]) - start)
+    assert_close(trained[0], trained[1], 1e-9)
+
+
+def test_auto_packs_what_pays(tmp_path: Path) -> None:
+    def packed(answers: list[list[int]]) -> list[float]:
+        def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
+            prompt_ids = [trainer.processing_class(prompt)["input_ids"] for prompt in prompts]
+            return {"prompt_ids": prompt_ids, "completion_ids": answers, "logprobs": None}
+
+        trainer = make_trainer(
+            tmp_path, tree_packing="auto", max_completion_length=24, num_generations=24,
+            trainer_kwargs={"rollout_func": rollout}, max_steps=1,
+        )  # fmt: skip
+        trainer.train()
+        return trainer.state.log_history[0]["tree/packed"]
+
+    rng = np.random.default_rng(0)
+    assert packed([[2, 1, 2, 1, 1, 2, 2, 1, 1, 2] * 2] * 24) == 1
+    assert packed(rng.integers(1, 4, (24, 20)).tolist()) == 0  # as many pieces of attention as completions
+
+
+def test_auto_is_off_where_costs_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TreePacking, "_pack", lambda *_: pytest.fail("packed"))
+    trainer = make_trainer(tmp_path, tree_packing="auto", beta=0.1)
+    monkeypatch.setattr(trainer.accelerator.state, "device", torch.device("meta"))
+    assert not trainer._may_pack
+    trainer.args.tree_packing = "on"
+    assert trainer._may_pack
+
+
+def test_what_auto_packs_is_the_same_after_resuming(tmp_path: Path) -> None:
+    """Wherever the process that goes on runs."""
+    settings = {"tree_packing": "auto", "save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(tmp_path, max_steps=1, **settings)
+    trainer._flops_per_second = 1e15  # so fast that only the calls of attention cost
+    trainer.train()
+    assert trainer.state.log_history[0]["tree/packed"] == 0
+    resumed = make_trainer(tmp_path, max_steps=2, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.log_history[-2]["tree/packed"] == 0
+
+
+def test_dropout_runs_plainly_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = make_trainer(tmp_path).processing_class
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokens), n_positions=32, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.1,
+            eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id, bos_token_id=None,
+        )
+    )  # fmt: skip
+    trainer = make_trainer(tmp_path, model=model, tree_packing="on", max_steps=2, disable_dropout=False)
+    trainer.train()
+    warnings = [record.getMessage() for record in caplog.records if "packing" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "Tree packing is off, the rows run plainly: " in warnings[0]
+    assert "dropout 0.1 is active" in warnings[0]
+    assert "tree/packed" not in trainer.state.log_history[1]
+
+
+def test_a_feature_that_cannot_be_packed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer(tmp_path, tree_packing="on")
+    (batch,) = micro_batches(trainer)
+    width = batch["completion_ids"].shape[1]
+    types = torch.zeros(len(batch["prompt_ids"]), batch["prompt_ids"].shape[1] + width, dtype=torch.long)
+    trainer._metrics["train"].clear()
+    trainer._compute_loss(trainer.model, {**batch, "token_type_ids": types})
+    assert "tree/packed" not in trainer._metrics["train"]
+    assert "token_type_ids cannot be packed" in caplog.text
+
+
+def test_off_is_trls_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TreePacking, "_pack", lambda *_: pytest.fail("packed"))
+    make_trainer(tmp_path, tree_packing="off", beta=0.1, max_steps=1).train()
+
+
+def test_evaluation_packs(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, tree_packing="on", num_generations_eval=2, per_device_eval_batch_size=4, beta=0.1
+    )
+    metrics = trainer.evaluate(Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]))
+    assert "eval_loss" in metrics
+    assert "eval_tree/packed" not in metrics  # only updates are counted
+
+
+def test_unknown_mode(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown tree_packing 'onn': did you mean 'on'"):
+        LambdaGRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, tree_packing="onn")
+    assert issubclass(LambdaGRPOTrainer, TreePacking)
