@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/lambda-grpo train
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --durations=10
 
 check: $(READY) docs package
 	$(BIN)/ruff check
@@ -49,8 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch --editable '.[dev]'
 	touch $@
 
-$(VERL)/.ready: pyproject.toml constraints.txt
+$(VERL)/.ready: pyproject.toml constraints-verl.txt
 	$(PYTHON) -m venv $(VERL)
-	grep -v antlr4 constraints.txt > $(VERL)/constraints.txt
-	$(VERL)/bin/python -m pip install --quiet --constraint $(VERL)/constraints.txt torch --editable '.[verl]' pytest hypothesis
+	$(VERL)/bin/python -m pip install --quiet --constraint constraints-verl.txt torch --editable '.[verl]' pytest hypothesis
 	touch $@

@@ -105,7 +105,7 @@ def install(wheel: Path, extra: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         venv.create(Path(folder) / "venv", with_pip=True)
         programs = Path(folder) / "venv" / "bin"
-        pins = ROOT / "constraints.txt"
+        pins = ROOT / ("constraints-verl.txt" if extra == "verl" else "constraints.txt")
         torch = re.search(r"^torch==.+$", pins.read_text(), re.MULTILINE)
         pinned = [torch[0]] if extra in UNCONSTRAINED else ["--constraint", str(pins)]
         wanted = f"{wheel.resolve()}[{extra}]" if extra else str(wheel.resolve())

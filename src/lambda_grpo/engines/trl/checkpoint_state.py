@@ -12,7 +12,7 @@ entropy. Kept here, one file per process in each checkpoint, is what both leave 
 - the reference model, where `sync_ref_model` changes it.
 
 Not kept: the random state of vLLM, and that of an iterable data set. Tested with trl 1.16.0 and
-transformers 5.10.4.
+transformers 5.24.0 and 5.10.4.
 """
 
 import json
