@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,12 @@ from lambda_grpo.errors import InputError, LambdaGRPOError, missing_extra, print
 
 if TYPE_CHECKING:
     from lambda_grpo.training.options import Settings
+
+_FIRST_COMMANDS = """
+Try:
+  lambda-grpo train                     train a small policy in about two minutes, nothing else needed
+  lambda-grpo report runs/FOLDER        see the hidden process rewards of a run, in one HTML page
+  lambda-grpo tasks                     list what can be trained on"""
 
 _TRAIN = """\
 Train a policy. Without arguments: the embedded policy learns thinking-sums with λ-GRPO in about two minutes.
@@ -81,6 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0, or 2 after a message about bad input."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser(given[0] if given else None)
+    if not given:
+        parser.print_help()
+        print(_FIRST_COMMANDS)
+        return 0
     args, rest = parser.parse_known_args(given)
     if rest and args.command not in ("train", "reproduce"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -118,6 +129,8 @@ def _train(recipe: str, flags: Sequence[str]) -> int:
         from lambda_grpo.training import multi_rank, settings
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
+    # TRL 1.16 sets what transformers 5.24 has renamed, at every start.
+    warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
     resolved = settings.resolve(recipe, flags)
     multi_rank.expect_all_started()
     multi_rank.quiet_others()

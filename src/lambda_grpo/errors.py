@@ -25,8 +25,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+def unknown_name(kind: str, name: str, known: Iterable[str], listed_by: str = "") -> InputError:
     """The error for a `name` that is not among the `known` ones, with the nearest miss.
+
+    `listed_by` is the command that lists the known names, if they are too many for one message.
 
     >>> print(unknown_name("credit", "lamda_grpo", ["grpo", "lambda_grpo"]))
     unknown credit 'lamda_grpo': did you mean 'lambda_grpo'? Known: grpo, lambda_grpo
@@ -34,7 +36,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     known = sorted(known)
     near = get_close_matches(name, known, n=1)
     hint = f": did you mean {near[0]!r}?" if near else "."
-    return InputError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
+    every = f"`{listed_by}` lists all {len(known)}" if listed_by else f"Known: {', '.join(known)}"
+    return InputError(f"unknown {kind} {name!r}{hint} {every}")
 
 
 def missing_extra(package: str, extra: str) -> InputError:

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from lambda_grpo.training.options import (
 )
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+_LISTED_BY = "lambda-grpo train --help-all"
 
 
 class _Parser(HfArgumentParser):
@@ -65,6 +69,7 @@ def resolve(recipe: str, flags: Sequence[str]) -> Settings:
     parser.set_defaults(**content)
     options, config = _parse(parser, flags)
     check(options, config)
+    _check_vllm(config)
     if options.validate_every:
         stands_for = implied(options, config)
         if not content.get("validate_every"):  # a recipe without validation saves as suits a run without
@@ -84,17 +89,24 @@ def resolve(recipe: str, flags: Sequence[str]) -> Settings:
     return settings
 
 
+def _check_vllm(config: LambdaGRPOConfig) -> None:
+    if config.use_vllm and find_spec("vllm") is None:
+        raise InputError(
+            "use_vllm: the package vllm is not installed: pip install vllm, or leave --use_vllm away"
+        )
+
+
 def _names_given(recipe: str, content: Mapping[str, Any], flags: Sequence[str]) -> list[str]:
     """The names that recipe and flags set, all of them known."""
     names = [f.name for cls in (TrainOptions, LambdaGRPOConfig) for f in dataclasses.fields(cls) if f.init]
     for key in content:
         if key not in names:
-            raise unknown_name(f"key in recipe {recipe!r}:", str(key), names)
+            raise unknown_name(f"key in recipe {recipe!r}:", str(key), names, _LISTED_BY)
     flagged = [flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
     flagged = [name if name in names else name.removeprefix("no_") for name in flagged]
     for name in flagged:
         if name not in names:
-            raise unknown_name("flag", f"--{name}", [f"--{known}" for known in names])
+            raise unknown_name("flag", f"--{name}", [f"--{known}" for known in names], _LISTED_BY)
     return [*content, *flagged]
 
 
