@@ -115,9 +115,9 @@ def test_another_version_of_verl_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     import verl
 
     monkeypatch.setattr(verl, "__version__", "0.8.0")
-    monkeypatch.delitem(sys.modules, "lambda_grpo.engines.verl")
+    monkeypatch.delitem(sys.modules, "lambda_grpo.engines.verl.trainer")
     with pytest.raises(InputError, match=r"verl 0\.8\.0 is not supported: expected 0\.9\.1"):
-        __import__("lambda_grpo.engines.verl")
+        __import__("lambda_grpo.engines.verl.trainer")
 
 
 # --- settings -------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 Each trial draws one of the SETTINGS and runs the same command until it ends by itself; its first attempts are
 ended by `kill -9`, at a moment drawn over the run's time, or (every other trial) at a file operation in the
 run folder drawn over all of them: so half-written and half-deleted files do occur. Weights, metrics (without
-timings), rollouts and results are compared bit for bit. `tests/trl/test_resume.py` runs three trials.
+timings), rollouts and results are compared bit for bit. `tests/trl_engine/test_resume.py` runs three trials.
 """
 
 import json

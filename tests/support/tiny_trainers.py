@@ -69,7 +69,7 @@ def make_trainer(
         "logging_steps": 1, "use_bias_correction_kl": False, "epsilon": 0.02, "shuffle_dataset": False,
     }  # fmt: skip
     if config is LambdaGRPOConfig:
-        defaults["tree_packing"] = "off"  # on: tests/trl/test_trl_packing.py
+        defaults["tree_packing"] = "off"  # on: tests/trl_engine/test_trl_packing.py
     model = qwen2() if model is None else model
     model.save_pretrained(folder / "start")  # TRL loads the reference from where the policy came from
     given = {
