@@ -130,7 +130,7 @@ def _train(recipe: str, flags: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
     # TRL 1.16 sets what transformers 5.24 has renamed, at every start.
-    warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)
     resolved = settings.resolve(recipe, flags)
     multi_rank.expect_all_started()
     multi_rank.quiet_others()
@@ -144,6 +144,7 @@ def _train(recipe: str, flags: Sequence[str]) -> int:
             resolved = settings.resolve(
                 recipe, [*flags, *(f"--{name}={replaced[name]}" for name in replaced)]
             )
+        settings.check_vllm(resolved.config)
         folder, what = _run(resolved)
     if folder.exists():
         console.CONSOLE.print(f"Everything is in {folder}: {what}, what was learnt from in report.html")

@@ -126,7 +126,7 @@ def test_shares_of_an_evaluation() -> None:
 
 def test_the_commands_of_the_document() -> None:
     """Each is understood by its launcher, and what it launches by us."""
-    document = (RECIPES.parents[2] / "docs" / "processes.md").read_text()
+    document = (RECIPES.parents[2] / "docs" / "ranks.md").read_text()
     lines = [
         line
         for block in re.findall(r"```sh\n(.*?)```", document, re.DOTALL)

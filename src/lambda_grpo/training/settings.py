@@ -69,7 +69,6 @@ def resolve(recipe: str, flags: Sequence[str]) -> Settings:
     parser.set_defaults(**content)
     options, config = _parse(parser, flags)
     check(options, config)
-    _check_vllm(config)
     if options.validate_every:
         stands_for = implied(options, config)
         if not content.get("validate_every"):  # a recipe without validation saves as suits a run without
@@ -89,7 +88,8 @@ def resolve(recipe: str, flags: Sequence[str]) -> Settings:
     return settings
 
 
-def _check_vllm(config: LambdaGRPOConfig) -> None:
+def check_vllm(config: LambdaGRPOConfig) -> None:
+    """Raise InputError if the settings ask for vLLM and it is not installed."""
     if config.use_vllm and find_spec("vllm") is None:
         raise InputError(
             "use_vllm: the package vllm is not installed: pip install vllm, or leave --use_vllm away"

@@ -59,9 +59,20 @@ class LambdaGRPOConfig(GRPOConfig):
         if isinstance(self.credit_kwargs, str):
             raise InputError(f"credit_kwargs: expected a JSON object, got {self.credit_kwargs!r}")
         tried = try_credit(self.credit, self.credit_kwargs)
-        if self.importance_sampling_level != "token" and advantage_varies(tried):
+        if advantage_varies(tried) and (mechanism := self._one_ratio_per_completion()):
             raise InputError(
-                f"credit {self.credit!r} gives each token of a completion an advantage of its own, so each "
-                "token needs a ratio of its own too: set importance_sampling_level='token', or choose credit "
-                "'lambda_grpo' or 'grpo'"
+                f"credit {self.credit!r} gives each token of a completion an advantage of its own, but "
+                f"{mechanism} needs one advantage per completion: choose credit 'lambda_grpo' or 'grpo', or set "
+                "importance_sampling_level='token', another loss_type than 'vespo', and no "
+                "off_policy_mask_threshold"
             )
+
+    def _one_ratio_per_completion(self) -> str:
+        """The setting by which TRL judges a completion as a whole; empty if there is none."""
+        if self.importance_sampling_level != "token":
+            return f"importance_sampling_level={self.importance_sampling_level!r}"
+        if self.loss_type == "vespo":
+            return "loss_type='vespo'"
+        if self.off_policy_mask_threshold is not None:
+            return f"off_policy_mask_threshold={self.off_policy_mask_threshold}"
+        return ""
