@@ -234,7 +234,7 @@ def test_bad_settings(tmp_path: Path) -> None:
         LambdaGRPOConfig(**settings, num_generations=4, credit_kwargs={"tau": 1})
     for name in CREDITS:
         varying = {"process", "optimistic", "tempo", "vineppo"}  # inside a completion
-        message = f"'{name}' gives each .* set importance_sampling_level='token', or choose credit"
+        message = f"'{name}' gives each .* choose credit .* or set importance_sampling_level='token'"
         with pytest.raises(InputError, match=message) if name in varying else nullcontext():
             LambdaGRPOConfig(**settings, num_generations=4, credit=name, importance_sampling_level="sequence")
     with pytest.raises(InputError, match="args: expected a LambdaGRPOConfig, got GRPOConfig"):

@@ -62,8 +62,8 @@ class LambdaGRPOConfig(GRPOConfig):
         if advantage_varies(tried) and (mechanism := self._one_ratio_per_completion()):
             raise InputError(
                 f"credit {self.credit!r} gives each token of a completion an advantage of its own, but "
-                f"{mechanism} needs one advantage per completion: choose credit 'lambda_grpo' or 'grpo', or set "
-                "importance_sampling_level='token', another loss_type than 'vespo', and no "
+                f"{mechanism} needs one advantage per completion: choose credit 'lambda_grpo' or 'grpo', "
+                "or set importance_sampling_level='token', another loss_type than 'vespo', and no "
                 "off_policy_mask_threshold"
             )
 

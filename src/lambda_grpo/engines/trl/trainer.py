@@ -27,7 +27,7 @@ import torch
 from accelerate.utils import gather_object
 
 from lambda_grpo import measures
-from lambda_grpo.credit import get_credit
+from lambda_grpo.credit import Credit, TokenCredit, get_credit
 from lambda_grpo.engines.trl.checkpoint_state import Resumable
 from lambda_grpo.engines.trl.config import LambdaGRPOConfig
 from lambda_grpo.engines.trl.guards import Guarded
@@ -181,10 +181,9 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
         width = max(width, *(tree.step_index.shape[1] for tree in trees))
         advantages, weights = np.zeros((2, len(groups.ids), width), np.float32)
         credit = partial(get_credit(self.args.credit), **(self.args.credit_kwargs or {}))
-        rewards = np.where(np.isnan(groups.rewards), 0, groups.rewards)
         for g, (tree, mask) in enumerate(zip(trees, masks, strict=True)):
             rows = slice(g * groups.size, (g + 1) * groups.size)
-            result = credit(tree, rewards[rows], advantages=groups.advantages[rows], mask=mask)
+            result = credit_group(credit, tree, groups.rewards[rows], groups.advantages[rows], mask)
             tokens = slice(result.weight.shape[1])
             advantages[rows, tokens] = result.advantage
             weights[rows, tokens] = result.weight
@@ -260,6 +259,30 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
             return super()._compute_loss(model, inputs)
         finally:
             self._weights = None
+
+
+def credit_group(
+    credit: Credit, tree: ProcessTree, rewards: np.ndarray, advantages: np.ndarray, mask: np.ndarray | None
+) -> TokenCredit:
+    """What a credit gives a group in which some completions could not be scored.
+
+    These stay in the tree and in |λ|, get advantage 0, and are in no mean over a step, so that they do not
+    dilute what their siblings tell. Their weight stays, because it scales TRL's KL term, which they have too.
+
+    Args:
+        credit: with its own parameters bound.
+        tree: of G completions.
+        rewards: (G,) NaN if no reward function could score the completion.
+        advantages: (G,) TRL's own; 0 for those.
+        mask: (G, T) the tokens that enter the loss; None: all.
+    """
+    scored = ~np.isnan(rewards)
+    rewards = np.where(scored, rewards, 0)
+    result = credit(tree, rewards, advantages=advantages, mask=mask)
+    if scored.all():
+        return result
+    told = tree.policy_tokens(mask) & scored[:, None]  # a completion masked whole is in no mean
+    return TokenCredit(credit(tree, rewards, advantages=advantages, mask=told).advantage, result.weight)
 
 
 def _contexts(batch: dict[str, Any], size: int) -> list[bytes] | None:
