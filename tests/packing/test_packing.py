@@ -295,6 +295,40 @@ def test_without_gradients_and_back_to_plain_attention() -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("family", "implementation"), [("qwen2", "sdpa"), ("gemma2", "eager")])
+@pytest.mark.parametrize("checkpointing", [None, True, False])
+def test_the_model_keeps_its_own_attention(
+    family: str, implementation: str, checkpointing: bool | None
+) -> None:
+    """After a packed pass and its backward, plain passes are to the bit what they were, masks included."""
+    model = make_model(family).float()
+    model.set_attn_implementation(implementation)
+    if checkpointing is not None:
+        model.train()
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+    rows = torch.tensor([[1, 2, 3, 4, 5], [0, 0, 6, 7, 8]])
+    plain = {"input_ids": rows, "attention_mask": (rows > 0).long()}
+    before = model(**plain).logits.detach()
+    for _ in range(2):
+        logps = tree_logps(model, packed_of(GROUPS))
+        assert torch.equal(model(**plain).logits.detach(), before)  # between forward and backward as well
+        loss_of(logps).backward()
+        assert model.config._attn_implementation == implementation
+        assert torch.equal(model(**plain).logits.detach(), before)
+
+
+def test_a_pass_that_fails_leaves_the_attention_alone() -> None:
+    model = make_model("gpt2")
+    with pytest.raises(InputError, match="vocabulary"):
+        tree_logps(model, pack([1], ProcessTree.build([[10**6]])))
+    layer = model.transformer.h[1]
+    handle = layer.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyError("planted")))
+    with pytest.raises(KeyError, match="planted"):
+        tree_logps(model, packed_of(GROUPS))
+    handle.remove()
+    assert model.config._attn_implementation == "sdpa"
+
+
 # What is refused
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lambda_grpo.errors import InputError
-from lambda_grpo.packing.attention import bound, use_tree_attention
+from lambda_grpo.packing.attention import bound, switched
 from lambda_grpo.packing.head import Logits, chunk_rows, token_scores
 from lambda_grpo.packing.layout import PackedTree
 from lambda_grpo.packing.supported import check_forkable, inner_model
@@ -23,8 +23,8 @@ def tree_logps(
     """log π(y_it | prompt, y_i,<t) of each completion token, in one forward pass over the unique tokens.
 
     Args:
-        model: a causal language model of transformers, as it is or wrapped for LoRA or several processes. It
-            is switched to tree attention and stays so: outside of trees that is SDPA.
+        model: a causal language model of transformers, as it is or wrapped for LoRA or several ranks. It
+            attends to trees in this pass only.
         packed: on any device; it is brought to the model's.
         temperature: the one of sampling; logits are divided by it.
         rows: positions that the LM head projects at a time. None: as fits its vocabulary.
@@ -50,7 +50,6 @@ def tree_logps_and_entropies(
     inner = inner_model(model)
     packed = packed.to(inner.device)
     check_forkable(inner, torch.cat([packed.ids, packed.target]), packed.position)
-    use_tree_attention(inner)
     config = inner.config.get_text_config()
     logits = Logits.of_model(config, temperature)
     chunk = rows or chunk_rows(config.vocab_size)
@@ -65,7 +64,8 @@ def tree_logps_and_entropies(
 
     hook = inner.get_output_embeddings().register_forward_pre_hook(score_instead)
     try:
-        _run(model, packed, config)
+        with switched(inner):
+            _run(model, packed, config)
     finally:
         hook.remove()
     return _spread(scores[0][0], packed.index), _spread(scores[0][1], packed.index)

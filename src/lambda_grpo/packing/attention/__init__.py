@@ -1,9 +1,9 @@
 """Tree attention for transformers: each token of a packed tree attends to itself and its ancestors only.
 
 Invariant: the result equals causal attention over each root-to-leaf path on its own, in value and gradient;
-sliding windows count positions on that path. No model is patched: `use_tree_attention` switches one to the
-implementation registered here, through transformers' own interfaces. Where no tree is bound, as in
-generation, that implementation is plain SDPA (with the soft cap, where the model has one).
+sliding windows count positions on that path. No model is patched: `switched` selects the implementation
+registered here for one packed pass, through transformers' own interfaces, and puts the model's own back.
+So every other call, as in generation, plain passes or vision towers, is the model's own, bit for bit.
 
 The mask that a layer gets is a `TreeMask`, not a tensor, so that layers recomputed in the backward (gradient
 checkpointing) find the tree again.
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -134,6 +135,52 @@ def use_tree_attention(model: Any) -> None:
             f"{type(model).__name__}: its attention does not go through transformers' attention interface, "
             "so it cannot be told about trees; train it without tree packing"
         )
+
+
+@contextmanager
+def switched(model: Any) -> Iterator[None]:
+    """Inside, the layers of a transformers model take trees; afterwards its attention is what it was.
+
+    Gradient checkpointing runs layers again in the backward, when the model is back on its own attention: a
+    layer that gets a `TreeMask` then switches for that call.
+
+    Raises:
+        InputError: transformers cannot switch this model's attention.
+    """
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    before = [(config, config._attn_implementation) for config in configs.values()]  # parents come first
+    try:
+        use_tree_attention(model)
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            _switch_when_recomputed(model)
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation
+
+
+_recomputable: WeakSet[torch.nn.Module] = WeakSet()
+_own: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()  # of a layer that is being recomputed
+
+
+def _switch_when_recomputed(model: Any) -> None:
+    for module in model.modules():
+        if hasattr(module, "config") and module not in _recomputable:
+            _recomputable.add(module)
+            module.register_forward_pre_hook(_begin_recomputing, with_kwargs=True)
+            module.register_forward_hook(_end_recomputing, always_call=True)
+
+
+def _begin_recomputing(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    masks = (value for value in (*args, *kwargs.values()) if isinstance(value, TreeMask))
+    if next(masks, None) is not None and module.config._attn_implementation != IMPLEMENTATION:
+        _own[module] = module.config._attn_implementation
+        module.config._attn_implementation = IMPLEMENTATION
+
+
+def _end_recomputing(module: Any, *_: Any) -> None:
+    if module in _own:
+        module.config._attn_implementation = _own.pop(module)
 
 
 def tree_attention(q: Tensor, k: Tensor, v: Tensor, mask: TreeMask, scores: Scores) -> Tensor:
