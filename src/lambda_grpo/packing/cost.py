@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from lambda_grpo.errors import InputError
 from lambda_grpo.packing.attention import plan_limits
 from lambda_grpo.packing.attention.plan import num_pairs
 from lambda_grpo.packing.layout import PackedTree
@@ -55,9 +56,8 @@ def tree_work(packed: PackedTree, config: Any) -> Work:
         packed: as the model gets it.
         config: the text config of a transformers model.
     """
-    plan = packed.layout.plan(
-        None, plan_limits(config.num_attention_heads * _head_size(config), stored=False)
-    )
+    width = getattr(config, "num_attention_heads", 1) * _head_size(config)  # without heads _work raises
+    plan = packed.layout.plan(None, plan_limits(width, stored=False))
     pieces = sum(len(block.pieces) for block in plan)
     return _work(config, packed.num_tokens, num_pairs(plan), len(packed.target), pieces)
 
@@ -88,6 +88,16 @@ def predicted_gain(
 
 
 def _work(config: Any, tokens: int, pairs: int, predicted: int, pieces: int) -> Work:
+    try:
+        return _operations(config, tokens, pairs, predicted, pieces)
+    except (AttributeError, TypeError) as error:
+        raise InputError(
+            f"{config.model_type}: the cost of its layers cannot be told from its configuration ({error}); "
+            "set tree_packing='on' to pack all the same"
+        ) from error
+
+
+def _operations(config: Any, tokens: int, pairs: int, predicted: int, pieces: int) -> Work:
     layers, d = config.num_hidden_layers, config.hidden_size
     heads = config.num_attention_heads * _head_size(config)
     return Work(
@@ -100,7 +110,8 @@ def _work(config: Any, tokens: int, pairs: int, predicted: int, pieces: int) -> 
 
 
 def _head_size(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", 1)
+    return int(getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
 def _layer_weights(config: Any) -> int:

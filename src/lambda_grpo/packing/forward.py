@@ -48,6 +48,11 @@ def tree_logps_and_entropies(
     if rows is not None and rows < 1:
         raise InputError(f"rows: expected at least 1 position, got {rows}")
     inner = inner_model(model)
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        raise InputError(
+            f"{adapter.peft_type.value} puts virtual tokens before the row; train it without tree packing"
+        )
     packed = packed.to(inner.device)
     check_forkable(inner, torch.cat([packed.ids, packed.target]), packed.position)
     config = inner.config.get_text_config()

@@ -17,6 +17,8 @@ _STATEFUL = re.compile(
 )
 _LAYER_TYPES = {"full_attention", "sliding_attention", "attention", "dense", "sparse"}
 _POSITION_TABLES = {"wpe", "embed_positions", "position_embeddings", "position_embedding"}
+_DROPOUT = re.compile(r"drop(out|_prob)?(_prob)?$|pdrop$|layerdrop$")  # numbers that layers pass to functions
+_OWN_MASKS = {"chameleon": "it masks the logits of image tokens"}  # by model_type
 _INSTEAD = "train it without tree packing"
 
 
@@ -38,7 +40,7 @@ def check_forkable(model: Any, ids: torch.Tensor, position: torch.Tensor) -> Non
     Raises:
         InputError: naming the layer, configuration or token at fault, and what to do.
     """
-    _check_layers(model)
+    check_layers(model)
     _check_tokens(model, ids, position)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout) and module.training and module.p > 0:
@@ -46,9 +48,20 @@ def check_forkable(model: Any, ids: torch.Tensor, position: torch.Tensor) -> Non
                 f"{name}: dropout {module.p} is active, and a shared token would drop out for all its "
                 "completions at once; call model.eval() or set the dropout to 0"
             )
+        for attribute, value in vars(module).items():
+            if module.training and isinstance(value, float) and value > 0 and _DROPOUT.search(attribute):
+                raise InputError(
+                    f"{name}.{attribute}: dropout {value} is active, and a shared token would drop out for "
+                    "all its completions at once; call model.eval() or set the dropout to 0"
+                )
 
 
-def _check_layers(model: Any) -> None:
+def check_layers(model: Any) -> None:
+    """Refuse a model, whatever it is to run over.
+
+    Raises:
+        InputError: it is an encoder, or has layers that cannot fork, or masks that cannot be reproduced.
+    """
     config = model.config.get_text_config()
     kind = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
@@ -62,6 +75,13 @@ def _check_layers(model: Any) -> None:
     other = sorted(set(getattr(config, "layer_types", None) or []) - _LAYER_TYPES)
     if other:
         raise InputError(f"{kind}: layers of type {', '.join(other)} cannot be packed; {_INSTEAD}")
+    encoder = getattr(config, "is_decoder", True) is False and any(
+        getattr(module, "is_causal", True) is False for module in model.modules()
+    )
+    if encoder:
+        raise InputError(f"{kind} is an encoder: its tokens see those after them; {_INSTEAD}")
+    if config.model_type in _OWN_MASKS:
+        raise InputError(f"{kind}: {_OWN_MASKS[config.model_type]}; {_INSTEAD}")
     if getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True):
         raise InputError(f"{kind}: its attention is not causal; {_INSTEAD}")
     if "position_ids" not in signature(type(model).forward).parameters:

@@ -24,7 +24,7 @@ from lambda_grpo.errors import InputError
 from lambda_grpo.packing import PackedTree, tree_logps_and_entropies
 from lambda_grpo.packing.cost import WORTHWHILE, flops_per_second, predicted_gain
 from lambda_grpo.packing.rows import pack_rows
-from lambda_grpo.packing.supported import inner_model
+from lambda_grpo.packing.supported import check_layers, inner_model
 
 Mode = Literal["auto", "on", "off"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -103,8 +103,14 @@ class TreePacking(KeepsState):
                     for tree in chunks
                     if tree is not None
                 ]
+        except torch.OutOfMemoryError:
+            raise
         except InputError as reason:
             self._give_up(str(reason))
+            return plain()
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as reason:
+            # A model that nobody has tried may fail in a way of its own; it trains on plain rows.
+            self._give_up(f"{type(reason).__name__}: {reason}")
             return plain()
         logps, entropies = (torch.cat(parts) for parts in zip(*scores, strict=True))
         return logps, entropies if compute_entropy else None, None
@@ -122,9 +128,7 @@ class TreePacking(KeepsState):
         """Whether to pack. All processes do the same, for sharded models gather weights layer by layer."""
         trees = [tree for tree in chunks if tree is not None]
         packable = len(trees) == len(chunks)
-        worthwhile = packable and (
-            self.args.tree_packing == "on" or self._gain(model, trees, ids) >= WORTHWHILE
-        )
+        worthwhile = packable and self._pays(model, trees, ids)
         raw, unique = sum(tree.raw_tokens for tree in trees), sum(tree.num_tokens for tree in trees)
         if self.accelerator.num_processes > 1:
             mine = torch.tensor([worthwhile, raw, unique], device=self.accelerator.device)
@@ -134,6 +138,15 @@ class TreePacking(KeepsState):
             self._metrics["train"]["tree/packed"].append(float(worthwhile))
             self._metrics["train"]["tree/raw_per_unique"].append(raw / unique)
         return worthwhile
+
+    def _pays(self, model: Any, trees: list[PackedTree], ids: Tensor) -> bool:
+        """Whether packing should be faster; False, with a warning, if the model cannot be packed."""
+        try:
+            check_layers(inner_model(model))
+            return self.args.tree_packing == "on" or self._gain(model, trees, ids) >= WORTHWHILE
+        except InputError as reason:
+            self._give_up(str(reason))
+            return False
 
     def _gain(self, model: Any, trees: list[PackedTree], ids: Tensor) -> float:
         """How many times faster packed trees should be than rows."""

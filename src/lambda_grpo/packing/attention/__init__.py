@@ -254,6 +254,13 @@ def _attention(
             raise InputError(
                 f"attention dropout {dropout} is active; in a packed tree it would differ from plain rows"
             )
+        tokens = len(attention_mask.layout.position)
+        if query.shape[2] != tokens or key.shape[2] != tokens:
+            raise InputError(
+                f"{type(module).__name__}: got {query.shape[2]} queries and {key.shape[2]} keys, expected "
+                f"{tokens}, the tokens of the packed row; virtual tokens (prompt or prefix tuning) and "
+                "caches cannot be packed; train without tree packing"
+            )
         binding = _bound.get()
         if binding is not None:
             binding.layers += 1
