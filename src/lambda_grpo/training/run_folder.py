@@ -5,6 +5,7 @@ config.yaml          what recipe and flags set: a recipe that repeats, or goes o
 before.json          the evaluation before training
 metrics.jsonl        one JSON object per logged step; names of validation begin with eval_
 tokenizer/           the policy's tokenizer
+machine_speed_*.json by which `auto` decides what to pack, one file a rank
 rollouts/*.parquet   one row per completion: step, group, prompt, completion, token_ids, reward, advantage
 checkpoint-*/        as transformers writes them, sealed (checkpoints.py); with validation, the best
 model/               the trained policy; with validation, the best

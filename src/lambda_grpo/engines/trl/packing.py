@@ -11,9 +11,11 @@ What cannot be packed (active dropout, layers that cannot fork, images, a mixtur
 runs plainly, after one warning that says why.
 """
 
+import json
 import logging
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,6 +27,7 @@ from lambda_grpo.packing import PackedTree, tree_logps_and_entropies
 from lambda_grpo.packing.cost import WORTHWHILE, flops_per_second, predicted_gain
 from lambda_grpo.packing.rows import pack_rows
 from lambda_grpo.packing.supported import check_layers, inner_model
+from lambda_grpo.training import run_folder
 
 Mode = Literal["auto", "on", "off"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -151,9 +154,21 @@ class TreePacking(KeepsState):
     def _gain(self, model: Any, trees: list[PackedTree], ids: Tensor) -> float:
         """How many times faster packed trees should be than rows."""
         config = inner_model(model).config.get_text_config()
-        rate = self._flops_per_second = self._flops_per_second or flops_per_second(torch.get_num_threads())
+        rate = self._flops_per_second = self._flops_per_second or self._measured_once()
         gains = [predicted_gain(tree, config, ids[: len(tree.index)].numel(), rate) for tree in trees]
         return sum(gains) / len(gains)
+
+    def _measured_once(self) -> float:
+        """This machine's speed, written into the run folder at once.
+
+        So a run that is killed before its first checkpoint, and begins anew, packs the same micro-batches.
+        """
+        path = Path(self.args.output_dir) / f"machine_speed_{self.accelerator.process_index}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            speed = flops_per_second(torch.get_num_threads())
+            run_folder.write_json(path, {"flops_per_second": speed})
+        return float(json.loads(path.read_text())["flops_per_second"])
 
     def _give_up(self, reason: str) -> None:
         if not self._unpackable:  # on whichever process it was: all of them run plainly then
