@@ -42,6 +42,15 @@ def check_forkable(model: Any, ids: torch.Tensor, position: torch.Tensor) -> Non
     """
     check_layers(model)
     _check_tokens(model, ids, position)
+    check_dropout(model)
+
+
+def check_dropout(model: Any) -> None:
+    """Refuse dropout that is active: a shared token would drop out for all its completions at once.
+
+    Raises:
+        InputError: naming the module and its dropout.
+    """
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Dropout) and module.training and module.p > 0:
             raise InputError(

@@ -140,11 +140,8 @@ def _cut_back(run: Run) -> Path | None:
     for path in folder.glob(".*.partial"):
         _remove(path)
     if run.overwrite:
-        content = (
-            [folder / name for name in _CONTENT]
-            + [*folder.glob("machine_speed_*.json")]
-            + checkpoint_folders.find(folder)
-        )
+        speeds = [*folder.glob("machine_speed_*.json")]
+        content = [folder / name for name in _CONTENT] + speeds + checkpoint_folders.find(folder)
         for path in [*content, folder / "config.yaml"]:  # last what says that this is a run
             _remove(path)
     checkpoint_folders.remove_broken(folder)

@@ -26,7 +26,7 @@ from lambda_grpo.errors import InputError
 from lambda_grpo.packing import PackedTree, tree_logps_and_entropies
 from lambda_grpo.packing.cost import WORTHWHILE, flops_per_second, predicted_gain
 from lambda_grpo.packing.rows import pack_rows
-from lambda_grpo.packing.supported import check_layers, inner_model
+from lambda_grpo.packing.supported import check_dropout, check_layers, inner_model
 from lambda_grpo.training import run_folder
 
 Mode = Literal["auto", "on", "off"]
@@ -146,6 +146,7 @@ class TreePacking(KeepsState):
         """Whether packing should be faster; False, with a warning, if the model cannot be packed."""
         try:
             check_layers(inner_model(model))
+            check_dropout(inner_model(model))
             return self.args.tree_packing == "on" or self._gain(model, trees, ids) >= WORTHWHILE
         except InputError as reason:
             self._give_up(str(reason))
