@@ -68,6 +68,16 @@ def test_flags_change_settings_and_say_which() -> None:
         command.override(settings, ["--seeds"])
 
 
+def test_a_truth_value_is_read_by_its_word() -> None:
+    settings = {"shuffle": True}
+    assert command.override(settings, ["--shuffle", "False"]) == ["shuffle"]
+    assert settings == {"shuffle": False}
+    assert command.override(settings, ["--shuffle=true"]) == ["shuffle"]
+    assert settings == {"shuffle": True}
+    with pytest.raises(InputError, match="--shuffle: expected true or false, got '0'"):
+        command.override(settings, ["--shuffle", "0"])
+
+
 def test_the_comparison_can_fail() -> None:
     bounds = {"a": {"low": 0.4, "high": 0.6}, "b": {"high": 1e-7}, "gone": {"low": 0}}
     good = expected.compare({"a": 0.5, "b": 2e-8, "gone": 1}, bounds)

@@ -132,6 +132,10 @@ def _parse(key: str, text: str, old: Any) -> Any:
     if isinstance(old, list):
         kind = type(old[0]) if old else str
         return [_parse(key, part.strip(), kind()) for part in text.split(",") if part.strip()]
+    if isinstance(old, bool):  # bool("False") is True
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"--{key}: expected true or false, got {text!r}")
+        return text.lower() == "true"
     try:
         return type(old)(text)
     except ValueError:
