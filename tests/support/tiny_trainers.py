@@ -1,5 +1,6 @@
 """Tiny models under `LambdaGRPOTrainer`, for every test that trains."""
 
+import os
 import zlib
 from collections import defaultdict
 from pathlib import Path
@@ -71,14 +72,15 @@ def make_trainer(
     if config is LambdaGRPOConfig:
         defaults["tree_packing"] = "off"  # on: tests/trl_engine/test_trl_packing.py
     model = qwen2() if model is None else model
-    model.save_pretrained(folder / "start")  # TRL loads the reference from where the policy came from
+    start = folder / f"start{os.environ.get('RANK', '')}"  # each rank its own: another may still be writing
+    model.save_pretrained(start)  # TRL loads the reference from where the policy came from
     given = {
         "reward_funcs": reward,
         "train_dataset": Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
         "processing_class": TOKENIZER,
     }
     return cls(
-        model.from_pretrained(folder / "start"),
+        model.from_pretrained(start),
         args=config(**{**defaults, **settings}),
         **{**given, **(trainer_kwargs or {})},
     )
