@@ -13,7 +13,7 @@ from lambda_grpo import __version__
 from lambda_grpo.errors import InputError, LambdaGRPOError, missing_extra, printable
 
 if TYPE_CHECKING:
-    from lambda_grpo.training.options import Settings
+    from lambda_grpo.training.options import TrainSettings
 
 _FIRST_COMMANDS = """
 Try:
@@ -155,7 +155,7 @@ def _train(recipe: str, flags: Sequence[str]) -> int:
     return 0
 
 
-def _run(resolved: "Settings") -> tuple[Path, str]:
+def _run(resolved: "TrainSettings") -> tuple[Path, str]:
     """Train, or compare credits; the folder and what is in it."""
     from lambda_grpo.training import compare_credits, train
 

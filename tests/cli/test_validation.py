@@ -132,14 +132,14 @@ def test_report_to_and_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "recorder", Recorder)
     monkeypatch.setattr(callbacks, "_REPORT_SHARE", 100.0)
     steps = []
-    write = callbacks.Report.write
+    write = callbacks.ReportWriter.write
 
-    def spy(report: callbacks.Report) -> None:
+    def spy(report: callbacks.ReportWriter) -> None:
         write(report)
         content = json.loads((tmp_path / "run/report.json").read_text())
         steps.append(len(content["steps"]["step"]))
 
-    monkeypatch.setattr(callbacks.Report, "write", spy)
+    monkeypatch.setattr(callbacks.ReportWriter, "write", spy)
     arguments = ["--max_steps=5", "--report_every=2", "--validate_every=5", "--report_to", "recorder"]
     assert run(tmp_path / "run", *arguments) == 0
     assert steps == [2, 4, 5]
@@ -153,7 +153,7 @@ def test_report_to_and_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_slow_report_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A report that takes 1 s may come every 10 s; one that cannot be written stops nothing."""
-    report = callbacks.Report([tmp_path], tmp_path / "report.html", tmp_path)
+    report = callbacks.ReportWriter([tmp_path], tmp_path / "report.html", tmp_path)
     refresh = callbacks.Refresh(report, every=1)
     state = type("State", (), {"global_step": 1, "max_steps": 9, "is_world_process_zero": True})
     refresh.on_step_end(None, state, None)

@@ -18,7 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from lambda_grpo import InputError, cli, policy
 from lambda_grpo.evaluating import benchmark_models
 from lambda_grpo.evaluating.answer_log import Answered, AnswerLog
-from lambda_grpo.evaluating.benchmark_sheets import Asking
+from lambda_grpo.evaluating.benchmark_questions import Asking
 from lambda_grpo.evaluating.completions import Sampling
 from lambda_grpo.intervals import bootstrap, bootstrap_mean
 from lambda_grpo.tasks.benchmarks import BENCHMARKS, last_boxed, load_benchmark, named

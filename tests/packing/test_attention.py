@@ -19,7 +19,7 @@ from lambda_grpo.packing.attention import (
     tree_attention,
     use_tree_attention,
 )
-from lambda_grpo.packing.attention.pieces import Scores
+from lambda_grpo.packing.attention.pieces import ScoreRule
 from lambda_grpo.packing.attention.plan import MAX_MASKED_ROWS, Limits, num_pairs, plan_attention
 
 ALWAYS, NEVER = 10**9, 0  # fixed cost of a piece: join all short chains, or none
@@ -68,7 +68,7 @@ def value_and_gradients(
 
 
 def largest_error(
-    layout: TreeLayout, mask: torch.Tensor, window: int | None, scores: Scores, shared: int = 1
+    layout: TreeLayout, mask: torch.Tensor, window: int | None, scores: ScoreRule, shared: int = 1
 ) -> float:
     inputs = make_inputs(len(mask), 4, shared)
     ours = value_and_gradients(lambda *x: tree_attention(*x, TreeMask(layout, window), scores), inputs)
@@ -89,7 +89,7 @@ def test_random_trees(
         patch.setattr(attention, "_PIECE_COST", cost * 24)
         patch.setattr(attention, "_STORED_ROWS", rows)
         patch.setattr(plan, "WINDOW_ROWS", rows)
-        error = largest_error(layout, layout.mask(window), window, Scores(0.4, softcap), shared)
+        error = largest_error(layout, layout.mask(window), window, ScoreRule(0.4, softcap), shared)
     assert error < 1e-12
 
 
@@ -155,7 +155,7 @@ def test_planted_faults_are_seen(fault: str) -> None:
     tree = [-1, 0, 1, 2, 1, 4, 4, 0, 7, 8, 8]
     layout = layout_of(tree)
     window, mask = 3, layout.mask(3)
-    assert largest_error(layout, mask, window, Scores(0.4)) < 1e-12
+    assert largest_error(layout, mask, window, ScoreRule(0.4)) < 1e-12
     if fault == "subtree_end":
         end = layout.subtree_end.clone()
         end[2] += 1  # its subtree swallows a sibling
@@ -166,7 +166,7 @@ def test_planted_faults_are_seen(fault: str) -> None:
         )
     else:
         wrong, mask = layout, layout.mask(4)  # a window off by one
-    assert largest_error(wrong, mask, window, Scores(0.4)) > 1e-3
+    assert largest_error(wrong, mask, window, ScoreRule(0.4)) > 1e-3
 
 
 def test_float32_and_bfloat16_are_as_good_as_the_dense_mask() -> None:
@@ -176,11 +176,13 @@ def test_float32_and_bfloat16_are_as_good_as_the_dense_mask() -> None:
         tree.append(i - 1 if generator.random() < 0.95 else tree[i - 1])
     layout = layout_of(tree)
     exact = make_inputs(400, 4, 2)
-    truth = value_and_gradients(lambda *x: dense_attention(*x, layout.mask(), Scores(0.4)), exact)
+    truth = value_and_gradients(lambda *x: dense_attention(*x, layout.mask(), ScoreRule(0.4)), exact)
     for dtype in (torch.float32, torch.bfloat16):
         inputs = [x.detach().to(dtype).requires_grad_() for x in exact]
-        ours = value_and_gradients(lambda *x: tree_attention(*x, TreeMask(layout, None), Scores(0.4)), inputs)
-        dense = value_and_gradients(lambda *x: dense_attention(*x, layout.mask(), Scores(0.4)), inputs)
+        ours = value_and_gradients(
+            lambda *x: tree_attention(*x, TreeMask(layout, None), ScoreRule(0.4)), inputs
+        )
+        dense = value_and_gradients(lambda *x: dense_attention(*x, layout.mask(), ScoreRule(0.4)), inputs)
         for a, b, t in zip(ours, dense, truth, strict=True):
             assert a.dtype == dtype
             assert (a - t).abs().mean() < 1.5 * (b - t).abs().mean() + 1e-9
@@ -195,9 +197,9 @@ def test_the_mask_of_flex_attention(window: int | None, softcap: float | None) -
     inputs = [x.detach().float() for x in make_inputs(len(tree), 4, 2)]
     with torch.no_grad():
         mask = TreeMask(replace(layout, method="flex"), window)
-        ours = tree_attention(*inputs, mask, Scores(0.4, softcap))
+        ours = tree_attention(*inputs, mask, ScoreRule(0.4, softcap))
         literal = tree_attention(
-            *inputs, TreeMask(replace(layout, method="dense"), window), Scores(0.4, softcap)
+            *inputs, TreeMask(replace(layout, method="dense"), window), ScoreRule(0.4, softcap)
         )
     assert (ours - literal).abs().max() < 1e-5
 
@@ -207,8 +209,10 @@ def test_on_cuda() -> None:  # pragma: no cover
     layout = layout_of([-1, 0, 1, 2, 1, 4, 4, 0, 7, 8, 8])
     inputs = [x.detach().cuda().requires_grad_() for x in make_inputs(11, 4, 2)]
     mask = TreeMask(TreeLayout(layout.subtree_end.cuda(), layout.position.cuda()), None)
-    ours = value_and_gradients(lambda *x: tree_attention(*x, mask, Scores(0.4)), inputs)
-    literal = value_and_gradients(lambda *x: dense_attention(*x, layout.mask().cuda(), Scores(0.4)), inputs)
+    ours = value_and_gradients(lambda *x: tree_attention(*x, mask, ScoreRule(0.4)), inputs)
+    literal = value_and_gradients(
+        lambda *x: dense_attention(*x, layout.mask().cuda(), ScoreRule(0.4)), inputs
+    )
     for a, b in zip(ours, literal, strict=True):
         assert (a - b).abs().max() < 1e-10
 

@@ -15,11 +15,11 @@ def main(given: str) -> None:
     settings = {"per_device_train_batch_size": 6, "steps_per_generation": 2, "num_iterations": 2, "max_steps": 4,
                 "gradient_accumulation_steps": 1, "save_strategy": "steps", "save_steps": 1}  # fmt: skip
     whole = make_trainer(folder / "out", **settings)
-    with start_or_resume.opened(start_or_resume.Run(folder / "run", {})) as checkpoint:
+    with start_or_resume.opened(start_or_resume.WantedRun(folder / "run", {})) as checkpoint:
         assert checkpoint is None
     with (
         pytest.raises(InputError, match="already holds other files"),
-        start_or_resume.opened(start_or_resume.Run(folder / "out", {})),
+        start_or_resume.opened(start_or_resume.WantedRun(folder / "out", {})),
     ):
         pass
     whole.train()

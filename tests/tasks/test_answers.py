@@ -7,7 +7,7 @@ import pytest
 from lambda_grpo.tasks import Maths, Problem
 from lambda_grpo.tasks.answers import final_answer, last_number, stated_answer
 from lambda_grpo.tasks.benchmarks import Benchmark
-from lambda_grpo.tasks.data_files import Rows
+from lambda_grpo.tasks.data_files import ProblemRows
 from lambda_grpo.tasks.maths import gold_text
 
 pytest.importorskip("math_verify")
@@ -111,7 +111,7 @@ FORMS = [
 @pytest.mark.parametrize(("gold", "completion", "right"), FORMS)
 def test_forms(gold, completion, right):
     problem = Problem("", gold_text(gold))
-    task = Maths(Rows("rows", {"train": ROWS, "test": ROWS}, lambda split, i: f"row {i}"))
+    task = Maths(ProblemRows("rows", {"train": ROWS, "test": ROWS}, lambda split, i: f"row {i}"))
     assert task.score(problem, completion) == right, stated_answer(completion)
     assert Benchmark("", "", [problem]).score(problem, completion) == right
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lambda_grpo import InputError
 from lambda_grpo.tasks import Maths, Problem, get_task, read_jsonl
-from lambda_grpo.tasks.data_files import Rows
+from lambda_grpo.tasks.data_files import ProblemRows
 from lambda_grpo.tasks.maths import gold_text
 
 pytest.importorskip("math_verify")
@@ -27,7 +27,7 @@ def write(path, rows):
 
 
 def maths(rows, **options):
-    return Maths(Rows("rows", {"train": rows, "test": rows}, lambda split, i: f"row {i}"), **options)
+    return Maths(ProblemRows("rows", {"train": rows, "test": rows}, lambda split, i: f"row {i}"), **options)
 
 
 def score(gold, completion):
@@ -140,7 +140,7 @@ def test_train_goes_round_again_in_a_new_order_and_test_gives_all_there_is():
 
 
 def test_a_source_with_a_test_split_keeps_it_and_train_loses_its_prompts():
-    rows = Rows("rows", {"train": SUMS, "test": SUMS[50:]}, lambda split, i: f"{split} row {i}")
+    rows = ProblemRows("rows", {"train": SUMS, "test": SUMS[50:]}, lambda split, i: f"{split} row {i}")
     task = Maths(rows)
     test = {p.prompt for p in task.problems("test", 100, 0)}
     assert test == {row["question"] for row in SUMS[50:]}

@@ -266,7 +266,7 @@ def test_one_process_at_a_time(model: Path, tmp_path: Path, capsys: pytest.Captu
     folder = tmp_path / "run"
     code = (
         "import sys, time; from pathlib import Path; from lambda_grpo.training import start_or_resume\n"
-        "with start_or_resume.opened(start_or_resume.Run(Path(sys.argv[1]), {})): print('open', flush=True); time.sleep(99)"
+        "with start_or_resume.opened(start_or_resume.WantedRun(Path(sys.argv[1]), {})): print('open', flush=True); time.sleep(99)"
     )
     first = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
@@ -277,7 +277,7 @@ def test_one_process_at_a_time(model: Path, tmp_path: Path, capsys: pytest.Captu
     finally:
         first.kill()
         first.wait()
-    with start_or_resume.opened(start_or_resume.Run(folder, {})) as checkpoint:
+    with start_or_resume.opened(start_or_resume.WantedRun(folder, {})) as checkpoint:
         assert checkpoint is None
 
 
@@ -340,7 +340,7 @@ def _as_nobody(folder: Path, said: Any) -> None:
     if os.geteuid() == 0:
         os.seteuid(65534)
     try:
-        with start_or_resume.opened(start_or_resume.Run(folder, {})):
+        with start_or_resume.opened(start_or_resume.WantedRun(folder, {})):
             said.put("opened")
     except LambdaGRPOError as error:
         said.put(str(error))
@@ -363,13 +363,13 @@ def test_disk_errors_within_a_run_are_explained(tmp_path: Path) -> None:
     """What metrics.jsonl or rollouts meet: /dev/full is full."""
     with (
         pytest.raises(LambdaGRPOError, match="No space left on device.*give the same command again"),
-        start_or_resume.opened(start_or_resume.Run(tmp_path / "run", {})),
+        start_or_resume.opened(start_or_resume.WantedRun(tmp_path / "run", {})),
     ):
         (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
         run_folder.append_metrics(tmp_path / "run", {"step": 1})
     with (
         pytest.raises(FileNotFoundError),
-        start_or_resume.opened(start_or_resume.Run(tmp_path / "other", {})),
+        start_or_resume.opened(start_or_resume.WantedRun(tmp_path / "other", {})),
     ):
         (tmp_path / "absent").read_text()  # no fault of the disk: passed on
 

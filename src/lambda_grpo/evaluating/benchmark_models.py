@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from lambda_grpo import console, policy
 from lambda_grpo.errors import InputError
 from lambda_grpo.evaluating.answer_log import Answered
-from lambda_grpo.evaluating.benchmark_sheets import Asking, Sheet, lay_out
+from lambda_grpo.evaluating.benchmark_questions import Asking, Sheet, lay_out
 from lambda_grpo.evaluating.completions import Sampling, complete
 from lambda_grpo.evaluating.completions_vllm import VLLMModel
 from lambda_grpo.evaluating.evaluation import check_pass_at, usual_pass_at

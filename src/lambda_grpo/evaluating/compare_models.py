@@ -31,7 +31,7 @@ from lambda_grpo.training import run_folder
 
 
 @dataclass(frozen=True)
-class Setting:
+class Comparison:
     """What the models are compared on.
 
     Attributes:
@@ -48,7 +48,7 @@ class Setting:
     pass_at: Sequence[int] | None = None
 
 
-def compare(models: Sequence[str], task: Task, setting: Setting, output: Path) -> None:
+def compare(models: Sequence[str], task: Task, setting: Comparison, output: Path) -> None:
     """Evaluate the models, print the table, and write `output`.
 
     Raises:

@@ -127,7 +127,7 @@ def _run_task(args: argparse.Namespace) -> int:
         raise missing_extra(str(error.name), "train") from error
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "batch_size", "seed", "samples")
     sampling = Sampling(**{name: getattr(args, name) for name in names})
-    setting = compare_models.Setting(args.task, args.split, args.problems, sampling, args.pass_at)
+    setting = compare_models.Comparison(args.task, args.split, args.problems, sampling, args.pass_at)
     compare_models.compare(args.models, get_task(args.task), setting, output)
     console.CONSOLE.print(f"Every number, and the rewards of each problem, are in {output}")
     return 0
@@ -139,7 +139,7 @@ def _run_benchmarks(args: argparse.Namespace) -> int:
     try:
         from lambda_grpo import console
         from lambda_grpo.evaluating import benchmark_models
-        from lambda_grpo.evaluating.benchmark_sheets import Asking
+        from lambda_grpo.evaluating.benchmark_questions import Asking
         from lambda_grpo.evaluating.completions import Sampling
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lambda_grpo import console
 from lambda_grpo.errors import InputError, unknown_name
-from lambda_grpo.experiments import binary_tree_figures, kept_runs, toy_training
+from lambda_grpo.experiments import binary_tree_figures, resumable_runs, toy_training
 from lambda_grpo.experiments.binary_tree_figures import CURVE_STEPS
 from lambda_grpo.experiments.ranking import BASELINES, mean_table, rank_intervals
 from lambda_grpo.experiments.toy_training import GROUP, Variant
@@ -28,7 +28,7 @@ from lambda_grpo.experiments.toy_tree import Cell
 from lambda_grpo.intervals import bootstrap, resampled_means
 
 MISSED_BELOW = 0.1  # a seed whose target is sampled less often has missed it
-RESUMES_FROM = kept_runs.FILE
+RESUMES_FROM = resumable_runs.FILE
 CONTROLS = tuple(toy_training.controls(0))
 CONTROLLED = ("grpo", "lambda_grpo", "lambda_grpo_matched")
 
@@ -64,7 +64,7 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
     wanted = [c.identity() for c in combinations]
     train = _Trainer(settings)
     with console.progress("Training") as shown:
-        rows = kept_runs.complete(output, wanted, shared, lambda i: train(combinations[i]), shown)
+        rows = resumable_runs.complete(output, wanted, shared, lambda i: train(combinations[i]), shown)
     binary_tree_figures.draw([row for row in rows if row["variant"] not in CONTROLS], output)
     return summary(rows)
 

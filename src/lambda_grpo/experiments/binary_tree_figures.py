@@ -11,7 +11,7 @@ from lambda_grpo import console
 from lambda_grpo.experiments.ranking import BASELINES, Ranked, mean_table, rank_intervals
 from lambda_grpo.training import run_folder
 
-Rows = Sequence[Mapping[str, Any]]
+ResultRows = Sequence[Mapping[str, Any]]
 CURVE_STEPS = 5  # steps that make one point of a curve
 COLOURS = {"grpo": "black", "lambda_grpo": "#d62728"}
 OTHERS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#17becf", "#e377c2", "#bcbd22")
@@ -28,7 +28,7 @@ def show(title: str, ranked: Sequence[Ranked], baselines: Sequence[str]) -> None
     console.CONSOLE.print(shown)
 
 
-def draw(rows: Rows, folder: Path) -> None:
+def draw(rows: ResultRows, folder: Path) -> None:
     """Draw curves-RATE.png for each learning rate, and ranking.png."""
     names = list(dict.fromkeys(row["variant"] for row in rows))
     others = [name for name in names if name not in COLOURS]
@@ -39,7 +39,7 @@ def draw(rows: Rows, folder: Path) -> None:
     _ranking(rows, folder / "ranking.png")
 
 
-def _curves(rows: Rows, colours: Mapping[str, Any], path: Path, title: str) -> None:
+def _curves(rows: ResultRows, colours: Mapping[str, Any], path: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     cells = list(dict.fromkeys((row["mode"], row["cell"]) for row in rows))
@@ -73,7 +73,7 @@ def _curve(axes: Any, row: Mapping[str, Any], colour: Any) -> None:
     axes.fill_between(steps, curve["low"], curve["high"], color=colour, alpha=0.08, linewidth=0)
 
 
-def _ranking(rows: Rows, path: Path) -> None:
+def _ranking(rows: ResultRows, path: Path) -> None:
     from matplotlib.figure import Figure
 
     modes = list(dict.fromkeys(row["mode"] for row in rows))
@@ -113,12 +113,12 @@ def _save(figure: Any, path: Path) -> None:
             image.convert("RGB").quantize(256).save(aside, format="png", optimize=True)
 
 
-def _order(rows: Rows) -> list[str]:
+def _order(rows: ResultRows) -> list[str]:
     """Variants by their mean over everything, best first."""
     return [ranked.name for ranked in rank_intervals(mean_table(rows))]
 
 
-def _estimates(axes: Any, rows: Rows, order: Sequence[str], i: int) -> None:
+def _estimates(axes: Any, rows: ResultRows, order: Sequence[str], i: int) -> None:
     """One learning rate's points with their intervals."""
     for r in rank_intervals(mean_table(rows)):
         y = order.index(r.name) + 0.22 * i - 0.11

@@ -23,12 +23,12 @@ from transformers.utils import logging as transformers_logging
 from lambda_grpo import console, policy
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
 from lambda_grpo.evaluating.evaluation import Sampling, answer
-from lambda_grpo.experiments import curves_figures, kept_runs
+from lambda_grpo.experiments import curves_figures, resumable_runs
 from lambda_grpo.tasks import Problem, Task, get_task
 from lambda_grpo.training import splits
 from lambda_grpo.training import train as training
 
-RESUMES_FROM = kept_runs.FILE
+RESUMES_FROM = resumable_runs.FILE
 
 
 def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
@@ -46,7 +46,9 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
     if model == policy.EMBEDDED:
         model = str(console.embedded_policy())
     with console.progress("Runs") as shown:
-        rows = kept_runs.complete(output, wanted, shared, lambda i: train(shared, model, **wanted[i]), shown)
+        rows = resumable_runs.complete(
+            output, wanted, shared, lambda i: train(shared, model, **wanted[i]), shown
+        )
     compared = curves_figures.compare(rows)
     curves_figures.show(compared)
     curves_figures.draw(rows, compared, output / "curves.png")

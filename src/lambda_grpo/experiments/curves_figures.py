@@ -14,7 +14,7 @@ from lambda_grpo import console
 from lambda_grpo.intervals import Estimate, bootstrap
 from lambda_grpo.training import run_folder
 
-Rows = Sequence[Mapping[str, Any]]
+ResultRows = Sequence[Mapping[str, Any]]
 BASELINE = "grpo"
 COLOURS = {
     "grpo": "black",
@@ -70,7 +70,7 @@ def measure(row: Mapping[str, Any]) -> dict[str, float]:
     return dict(zip(MEASURES, values, strict=True))
 
 
-def compare(rows: Rows) -> list[Compared]:
+def compare(rows: ResultRows) -> list[Compared]:
     """Every credit on every task, in the order of the rows."""
     found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     for row in rows:
@@ -124,7 +124,7 @@ def show(compared: Sequence[Compared]) -> None:
     console.CONSOLE.print(shown)
 
 
-def draw(rows: Rows, compared: Sequence[Compared], path: Path) -> None:
+def draw(rows: ResultRows, compared: Sequence[Compared], path: Path) -> None:
     """A line of panels per task: accuracy by step, by seconds, and the paired differences of the peaks."""
     from matplotlib.figure import Figure
 
@@ -157,7 +157,7 @@ def draw(rows: Rows, compared: Sequence[Compared], path: Path) -> None:
         figure.savefig(aside, format="png", dpi=110)
 
 
-def _curve(line: Any, rows: Rows, credit: str) -> None:
+def _curve(line: Any, rows: ResultRows, credit: str) -> None:
     points = [bootstrap(column) for column in zip(*(row["accuracy"] for row in rows), strict=True)]
     seconds = np.mean([row["seconds"] for row in rows], axis=0)
     colour = COLOURS.get(credit, OTHERS)

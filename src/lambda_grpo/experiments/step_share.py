@@ -39,7 +39,7 @@ PLAIN_CONFIG: type = next(cls for cls in engine.LambdaGRPOConfig.__mro__ if cls.
 
 
 @dataclass(frozen=True)
-class Setting:
+class StepSetting:
     """What is trained, and for how many pairs of steps."""
 
     name: str
@@ -53,7 +53,7 @@ class Setting:
 class Share:
     """Medians over the pairs, in seconds: TRL's step, our own lines, and the quartiles of the difference."""
 
-    setting: Setting
+    setting: StepSetting
     step: float
     inside: float
     paired: tuple[float, float, float]
@@ -131,16 +131,16 @@ def larger() -> tuple[Any, Any]:
     return Qwen2ForCausalLM(config), tokenizer
 
 
-def settings(demo_pairs: int, larger_pairs: int) -> list[Setting]:
+def settings(demo_pairs: int, larger_pairs: int) -> list[StepSetting]:
     """The two settings; one with 0 pairs is left out."""
     both = [
-        Setting("the demo's policy", 32, 14, demo_pairs, embedded),
-        Setting("7.6 million parameters, 32 tokens", 4, 32, larger_pairs, larger),
+        StepSetting("the demo's policy", 32, 14, demo_pairs, embedded),
+        StepSetting("7.6 million parameters, 32 tokens", 4, 32, larger_pairs, larger),
     ]
     return [setting for setting in both if setting.pairs]
 
 
-def measure(setting: Setting, shown: Callable[[int, int], None] | None = None) -> Share:
+def measure(setting: StepSetting, shown: Callable[[int, int], None] | None = None) -> Share:
     """Train both for a few steps on the same completions, in random turns."""
     transformers_logging.disable_progress_bar()
     plain, ours = _trainer(PLAIN, setting), _trainer(OURS, setting)
@@ -165,7 +165,7 @@ def measure(setting: Setting, shown: Callable[[int, int], None] | None = None) -
     return Share(setting, step, statistics.median(inside[WARM_UP:]), (low, middle, high))
 
 
-def _trainer(cls: type, setting: Setting) -> Any:
+def _trainer(cls: type, setting: StepSetting) -> Any:
     model, tokenizer = setting.load()
     task = get_task("thinking-sums")
     problems = task.problems("train", setting.prompts * setting.pairs, 0)

@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from lambda_grpo import ProcessTree, credit
 
-Rows = list[NDArray[np.integer]]
+TokenRows = list[NDArray[np.integer]]
 VOCABULARY = 150_000
 
 
 def branching_group(
     completions: int, length: int, seed: int | np.random.Generator = 0, dtype: type = np.int64
-) -> Rows:
+) -> TokenRows:
     """Random completions of `length` tokens, or up to half as many fewer.
 
     Nine in ten copy a random stretch of an earlier completion and go on alone.
     """
     rng = np.random.default_rng(seed)
-    rows: Rows = []
+    rows: TokenRows = []
     for _ in range(completions):
         own = rng.integers(0, VOCABULARY, int(length * rng.uniform(0.5, 1)), dtype)
         if rows and rng.random() < 0.9:
@@ -35,7 +35,7 @@ def branching_group(
     return rows
 
 
-def weights_of(groups: Sequence[Rows], ids: Sequence[int], rewards: NDArray[np.float64]) -> None:
+def weights_of(groups: Sequence[TokenRows], ids: Sequence[int], rewards: NDArray[np.float64]) -> None:
     """What is timed: the trees of all groups, and λ-GRPO's weights as (G, T) float32."""
     rows = [row for group in groups for row in group]
     for tree in ProcessTree.build_many(rows, ids):

@@ -14,7 +14,7 @@ from lambda_grpo.errors import InputError
 from lambda_grpo.packing.attention import bound, switched
 from lambda_grpo.packing.head import Logits, chunk_rows, token_scores
 from lambda_grpo.packing.layout import PackedTree
-from lambda_grpo.packing.supported import check_forkable, inner_model
+from lambda_grpo.packing.supported import check_supported, inner_model
 
 
 def tree_logps(
@@ -54,7 +54,7 @@ def tree_logps_and_entropies(
             f"{adapter.peft_type.value} puts virtual tokens before the row; train it without tree packing"
         )
     packed = packed.to(inner.device)
-    check_forkable(inner, torch.cat([packed.ids, packed.target]), packed.position)
+    check_supported(inner, torch.cat([packed.ids, packed.target]), packed.position)
     config = inner.config.get_text_config()
     logits = Logits.of_model(config, temperature)
     chunk = rows or chunk_rows(config.vocab_size)

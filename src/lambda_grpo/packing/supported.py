@@ -29,7 +29,7 @@ def inner_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def check_forkable(model: Any, ids: torch.Tensor, position: torch.Tensor) -> None:
+def check_supported(model: Any, ids: torch.Tensor, position: torch.Tensor) -> None:
     """Refuse what would be wrong on a packed tree.
 
     Args:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SCRIPTS = (
     "vendor/uPlot.iife.min.js",
     "show.js",
-    "colour.js",
+    "colours.js",
     "overview.js",
     "figure.js",
     "explorer.js",

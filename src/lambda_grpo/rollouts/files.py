@@ -1,8 +1,8 @@
 """One rollout file → blocks of rows, whatever wrote it. docs/rollouts.md is the schema.
 
 The format is recognised from the content: Parquet by its magic bytes, else JSON lines; then by the names
-of the columns. A file is read as a stream of `Rows`, each the neighbouring rows of one group (in TRL's and
-verl's files, which have no group ids, of one training step), so that memory holds one of them at a time.
+of the columns. A file is read as a stream of `FileRows`, each the neighbouring rows of one group (in TRL's
+and verl's files, which have no group ids, of one training step), so that memory holds one of them at a time.
 """
 
 import codecs
@@ -54,7 +54,7 @@ FORMATS = [
 
 
 @dataclass(frozen=True)
-class Rows:
+class FileRows:
     """Neighbouring rows that one group or step consists of; each column a list, absent if the file has none.
 
     Attributes:
@@ -70,7 +70,7 @@ class Rows:
     columns: Mapping[str, Sequence[Any]]
 
 
-Report = Callable[[Path, int | None, str], None]  # a problem with a row, or with the whole file
+OnProblem = Callable[[Path, int | None, str], None]  # a problem with a row, or with the whole file
 
 
 def recognise(file: Path, columns: Sequence[str]) -> Format:
@@ -94,7 +94,7 @@ def recognise(file: Path, columns: Sequence[str]) -> Format:
     raise InputError(f"{file}: columns {got} fit no known rollout file. Known: {known}")
 
 
-def read_rows(file: Path, report: Report) -> Iterator[Rows]:
+def read_rows(file: Path, report: OnProblem) -> Iterator[FileRows]:
     """The rows of one file, in blocks; problems go to `report`, which raises or counts them."""
     try:
         if not file.is_file():  # to open a pipe would wait for ever
@@ -114,7 +114,7 @@ def read_rows(file: Path, report: Report) -> Iterator[Rows]:
 _Row = tuple[Format, int, Mapping[str, Any]]
 
 
-def _placed(file: Path, rows: Iterator[_Row], report: Report) -> Iterator[_Row]:
+def _placed(file: Path, rows: Iterator[_Row], report: OnProblem) -> Iterator[_Row]:
     """The rows that say what step and group they belong to."""
     for fmt, number, values in rows:
         step, group = values.get("step", 0), values.get("group", 0)
@@ -128,7 +128,7 @@ def _placed(file: Path, rows: Iterator[_Row], report: Report) -> Iterator[_Row]:
             yield fmt, number, values
 
 
-def _blocks(file: Path, rows: Iterator[_Row]) -> Iterator[Rows]:
+def _blocks(file: Path, rows: Iterator[_Row]) -> Iterator[FileRows]:
     """Join neighbouring rows of one step or, in our own format, of one group of a step."""
 
     def block(row: _Row) -> Any:
@@ -140,10 +140,10 @@ def _blocks(file: Path, rows: Iterator[_Row]) -> Iterator[Rows]:
         kept = list(members)
         names = list(dict.fromkeys(name for _, _, values in kept for name in values))
         columns = {name: [values.get(name) for _, _, values in kept] for name in names}
-        yield Rows(file, kept[0][0], [number for _, number, _ in kept], columns)
+        yield FileRows(file, kept[0][0], [number for _, number, _ in kept], columns)
 
 
-def _parquet(file: Path, report: Report) -> Iterator[_Row]:
+def _parquet(file: Path, report: OnProblem) -> Iterator[_Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -204,7 +204,7 @@ def _column(name: str, values: Any) -> Sequence[Any]:
     return rows
 
 
-def _json_lines(file: Path, report: Report) -> Iterator[_Row]:
+def _json_lines(file: Path, report: OnProblem) -> Iterator[_Row]:
     fmt: Format | None = None
     first: Sequence[str] = ()  # names of columns; a table of TRL's has the same in each row
     step = _step_of_name(file)

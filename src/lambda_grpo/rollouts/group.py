@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lambda_grpo.credit import group_advantage
 from lambda_grpo.rollouts import trl_tables
-from lambda_grpo.rollouts.files import Rows
+from lambda_grpo.rollouts.files import FileRows
 from lambda_grpo.rollouts.tokens import FALLBACK, Tokeniser, ids_of_pieces, pieces
 from lambda_grpo.rollouts.values import (
     BadRow,
@@ -73,7 +73,7 @@ class GroupRows:
     reward_columns: Sequence[str]
 
 
-def make_group(rows: Rows, wanted: GroupRows, step: int, tokeniser: Tokeniser | None) -> Group:
+def make_group(rows: FileRows, wanted: GroupRows, step: int, tokeniser: Tokeniser | None) -> Group:
     """Check the rows and make a group of them.
 
     Raises:

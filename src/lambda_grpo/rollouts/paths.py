@@ -13,7 +13,7 @@ _INNER = ("rollouts", "completions")  # ours, TRL's
 
 
 @dataclass(frozen=True)
-class Run:
+class FoundRun:
     """The rollout files of one training run.
 
     Attributes:
@@ -25,7 +25,7 @@ class Run:
     files: Sequence[Path]
 
 
-def find_runs(paths: Sequence[str | Path]) -> list[Run]:
+def find_runs(paths: Sequence[str | Path]) -> list[FoundRun]:
     """The runs under `paths`: a rollout file, a run folder (ours, TRL's), a folder of rollout files, or a
     folder of such folders.
 
@@ -49,7 +49,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[Run]:
     if not found:
         raise InputError("no path given: name a rollout file or a run folder")
     names = _short_names(list(found))
-    return [Run(name, files) for name, files in zip(names, found.values(), strict=True)]
+    return [FoundRun(name, files) for name, files in zip(names, found.values(), strict=True)]
 
 
 def _runs_at(path: Path) -> dict[Path, list[Path]]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from lambda_grpo.errors import InputError
 from lambda_grpo.rollouts import trl_tables
-from lambda_grpo.rollouts.files import Format, Rows, read_rows
+from lambda_grpo.rollouts.files import FileRows, Format, read_rows
 from lambda_grpo.rollouts.group import Group, GroupRows, make_group
-from lambda_grpo.rollouts.paths import Run, find_runs
+from lambda_grpo.rollouts.paths import FoundRun, find_runs
 from lambda_grpo.rollouts.tokens import Tokeniser
 from lambda_grpo.rollouts.values import BadRow, text
 
@@ -59,7 +59,7 @@ class RolloutReader:
     ) -> None:
         if group_size is not None and group_size < 2:
             raise InputError(f"group_size is {group_size}, expected at least 2")
-        self.runs: list[Run] = find_runs(paths)
+        self.runs: list[FoundRun] = find_runs(paths)
         self.left_out = LeftOut()
         self.notes: list[str] = []
         self.tokeniser = Tokeniser(tokenizer) if tokenizer else None
@@ -75,7 +75,7 @@ class RolloutReader:
                 for name, places in members:
                     yield from self._group(rows, GroupRows(run.name, name, places, rewards), seen)
 
-    def _rows(self, run: Run) -> Iterator[Rows]:
+    def _rows(self, run: FoundRun) -> Iterator[FileRows]:
         """The blocks of one run, less those in another format and those TRL logged twice."""
         first: tuple[Format, Path] | None = None
         previous: Any = None
@@ -102,7 +102,7 @@ class RolloutReader:
                         continue
                 yield rows
 
-    def _members(self, rows: Rows) -> Iterator[tuple[str, Sequence[int]]]:
+    def _members(self, rows: FileRows) -> Iterator[tuple[str, Sequence[int]]]:
         """The groups of a block: a name, and the places of its rows."""
         if rows.format.name == "TRL":
             yield from self._runs_of_prompts(rows)
@@ -114,7 +114,7 @@ class RolloutReader:
         for number, (name, members) in enumerate(places.items()):
             yield (str(number) if by_prompt else name), members
 
-    def _runs_of_prompts(self, rows: Rows) -> Iterator[tuple[str, Sequence[int]]]:
+    def _runs_of_prompts(self, rows: FileRows) -> Iterator[tuple[str, Sequence[int]]]:
         try:
             runs = trl_tables.prompt_runs(
                 [text(i, p, "prompt") for i, p in enumerate(rows.columns["prompt"])]
@@ -139,7 +139,9 @@ class RolloutReader:
                 yield str(number), run[begin : begin + size]
                 number += 1
 
-    def _reward_columns(self, run: Run, rows: Rows, groups: Sequence[Sequence[int]]) -> Sequence[str]:
+    def _reward_columns(
+        self, run: FoundRun, rows: FileRows, groups: Sequence[Sequence[int]]
+    ) -> Sequence[str]:
         if rows.format.name != "TRL":
             return ()
         names, explained = trl_tables.reward_columns(rows.columns, groups)
@@ -150,7 +152,7 @@ class RolloutReader:
             )
         return names
 
-    def _group(self, rows: Rows, wanted: GroupRows, seen: set[tuple[int, str]]) -> Iterator[Group]:
+    def _group(self, rows: FileRows, wanted: GroupRows, seen: set[tuple[int, str]]) -> Iterator[Group]:
         """The group of some rows, or nothing if one is bad and `skip_bad` is set."""
         name, places = wanted.name, wanted.places
         step = rows.columns["step"][places[0]] if "step" in rows.columns else 0

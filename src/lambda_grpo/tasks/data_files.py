@@ -16,7 +16,7 @@ ANSWER_COLUMNS = ("answer", "solution")
 
 
 @dataclass(frozen=True)
-class Rows:
+class ProblemRows:
     """Rows of one source.
 
     Attributes:
@@ -54,7 +54,7 @@ def pick_columns(source: str, columns: Sequence[str]) -> tuple[str, str]:
     return prompts[0], answers[0]
 
 
-def read_jsonl(path: str) -> Rows:
+def read_jsonl(path: str) -> ProblemRows:
     """The rows of a file with one JSON object per line, encoded in UTF-8.
 
     Raises:
@@ -68,7 +68,7 @@ def read_jsonl(path: str) -> Rows:
     if lines == [""]:
         raise InputError(f"jsonl:{path}: the file is empty; expected one JSON object per line")
     rows = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
-    return Rows(path, {"train": rows, "test": rows}, lambda _, i: f"{path}, line {i + 1}")
+    return ProblemRows(path, {"train": rows, "test": rows}, lambda _, i: f"{path}, line {i + 1}")
 
 
 def _parse(line: str, place: str) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _parse(line: str, place: str) -> dict[str, Any]:
     return row
 
 
-def load_hub(name: str) -> Rows:
+def load_hub(name: str) -> ProblemRows:
     """The rows of a data set on the Hugging Face Hub, or of a local folder that `datasets` can load.
 
     Args:
@@ -113,7 +113,7 @@ def load_hub(name: str) -> Rows:
         parts = {"train": whole, "test": whole}
     else:
         raise InputError(f"hub:{name}: name one of its splits, hub:{name}:SPLIT: {', '.join(sorted(splits))}")
-    return Rows(f"hub:{name}", parts, lambda part, i: f"hub:{name}, {part} row {i}")
+    return ProblemRows(f"hub:{name}", parts, lambda part, i: f"hub:{name}, {part} row {i}")
 
 
 def _config_and_split(name: str, identity: str, rest: list[str]) -> tuple[str | None, str | None]:

@@ -27,7 +27,7 @@ from typing import Any
 
 from lambda_grpo.errors import InputError, missing_extra
 from lambda_grpo.tasks.answers import gold_answer, stated_answer
-from lambda_grpo.tasks.data_files import Rows, pick_columns
+from lambda_grpo.tasks.data_files import ProblemRows, pick_columns
 from lambda_grpo.tasks.task import Problem, Split, in_test_split
 from lambda_grpo.tasks.worker import SECONDS, CallStopped, call
 
@@ -67,7 +67,7 @@ class Maths:
         InputError: as `check_math_verify`; the columns are missing, or there is not one row.
     """
 
-    def __init__(self, rows: Rows, seconds: float = SECONDS) -> None:
+    def __init__(self, rows: ProblemRows, seconds: float = SECONDS) -> None:
         check_math_verify()
         self._rows = rows
         self._seconds = seconds

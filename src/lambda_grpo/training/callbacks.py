@@ -58,7 +58,7 @@ class Refresh(TrainerCallback):
     whatever happens here.
     """
 
-    def __init__(self, report: "Report", every: int) -> None:
+    def __init__(self, report: "ReportWriter", every: int) -> None:
         self.report, self.every = report, every
         self.seconds = 0.0
         self.ended = time.monotonic()
@@ -86,7 +86,7 @@ class Refresh(TrainerCallback):
             )
 
 
-class Report:
+class ReportWriter:
     """The report over some run folders; its tokenizer shows token ids as text.
 
     Args:

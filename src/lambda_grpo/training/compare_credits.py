@@ -11,19 +11,19 @@ from pathlib import Path
 
 from lambda_grpo import console
 from lambda_grpo.training import curve_picture, multi_rank, results, run_folder, start_or_resume
-from lambda_grpo.training.callbacks import Report
-from lambda_grpo.training.options import Settings
+from lambda_grpo.training.callbacks import ReportWriter
+from lambda_grpo.training.options import TrainSettings
 from lambda_grpo.training.results import Trained
 from lambda_grpo.training.train import train
 
 
-def compare(settings: Settings) -> Path:
+def compare(settings: TrainSettings) -> Path:
     """Train once with each credit; print and write the comparison; return its folder.
 
     Raises:
         InputError: as `train`.
     """
-    run = start_or_resume.Run(
+    run = start_or_resume.WantedRun(
         Path(settings.config.output_dir), settings.explicit, settings.options.overwrite, "compare.json"
     )
     if multi_rank.on_first(lambda: _finished(run)):
@@ -36,12 +36,12 @@ def compare(settings: Settings) -> Path:
     return run.folder
 
 
-def _finished(run: start_or_resume.Run) -> bool:
+def _finished(run: start_or_resume.WantedRun) -> bool:
     start_or_resume.check(run)
     return start_or_resume.finished(run)
 
 
-def _train_each(folder: Path, settings: Settings) -> None:
+def _train_each(folder: Path, settings: TrainSettings) -> None:
     compared: dict[str, Trained] = {}
     for credit in settings.credits:
         compared[credit] = train(settings.for_credit(credit))
@@ -50,7 +50,7 @@ def _train_each(folder: Path, settings: Settings) -> None:
         _write(folder, settings, compared)
 
 
-def _write(folder: Path, settings: Settings, compared: dict[str, Trained]) -> None:
+def _write(folder: Path, settings: TrainSettings, compared: dict[str, Trained]) -> None:
     first = next(iter(compared.values()))
     content = {
         "settings": settings.explicit,
@@ -76,11 +76,11 @@ def _write(folder: Path, settings: Settings, compared: dict[str, Trained]) -> No
     )
     if settings.config.save_rollouts:
         folders = [run.folder for run in compared.values()]
-        Report(folders, folder / "report.html", first.folder / "tokenizer").write()
+        ReportWriter(folders, folder / "report.html", first.folder / "tokenizer").write()
     run_folder.write_json(folder / "compare.json", content)  # last: the comparison is finished
 
 
-def _show(settings: Settings) -> None:
+def _show(settings: TrainSettings) -> None:
     folders = {c: Path(settings.for_credit(c).config.output_dir) for c in settings.credits}
     compared = {credit: results.read(folder) for credit, folder in folders.items()}
     more: dict[str, dict[str, str]] = {"best validation": {}, "seconds": {}}

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from lambda_grpo import policy
 from lambda_grpo.errors import InputError
 from lambda_grpo.tasks.task import in_test_split
-from lambda_grpo.training.options import Settings
+from lambda_grpo.training.options import TrainSettings
 
 MODEL_TYPES: dict[str, tuple[str, dict[str, Any]]] = {
     policy.EMBEDDED: ("qwen2", {"tie_word_embeddings": True}),
@@ -38,7 +38,7 @@ _TEMPLATE = (
 _TRAIN_LINES, _TEST_PROBLEMS = 4, 2
 
 
-def replacements(settings: Settings, flags: Sequence[str], folder: Path) -> dict[str, str]:
+def replacements(settings: TrainSettings, flags: Sequence[str], folder: Path) -> dict[str, str]:
     """What to lay over the settings, name → value; writes the model and the data to `folder`.
 
     The run folder lies in `folder` too, unless a flag names another.
@@ -67,7 +67,7 @@ def replacements(settings: Settings, flags: Sequence[str], folder: Path) -> dict
     return found
 
 
-def describe(settings: Settings, replaced: Mapping[str, str]) -> str:
+def describe(settings: TrainSettings, replaced: Mapping[str, str]) -> str:
     """One line per replaced setting that differs, and what they were."""
     values = vars(settings.options) | vars(settings.config)
     notes = {"model": " (random weights, the same class)", "task": " (made-up lines)"}

@@ -68,7 +68,7 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainSettings:
     """One run's settings, resolved: defaults ← recipe ← flags."""
 
     options: TrainOptions
@@ -80,7 +80,7 @@ class Settings:
         """The credits to compare."""
         return [name.strip() for name in self.options.compare.split(",")]
 
-    def for_credit(self, credit: str) -> "Settings":
+    def for_credit(self, credit: str) -> "TrainSettings":
         """One run of a comparison, in a sub-folder; of `credit_kwargs` the credit gets those it takes.
 
         Raises:
@@ -96,7 +96,7 @@ class Settings:
         if given:
             changed |= {"credit_kwargs": config.credit_kwargs}
         explicit = {name: value for name, value in self.explicit.items() if name != "compare"}
-        return Settings(dataclasses.replace(self.options, compare=""), config, explicit | changed)
+        return TrainSettings(dataclasses.replace(self.options, compare=""), config, explicit | changed)
 
 
 def implied(options: TrainOptions, config: LambdaGRPOConfig) -> Mapping[str, Any]:
@@ -171,7 +171,7 @@ def check_best_is_kept(options: TrainOptions, config: LambdaGRPOConfig) -> None:
         )
 
 
-def check_credits(settings: Settings) -> None:
+def check_credits(settings: TrainSettings) -> None:
     """Of a comparison: at least two different credits, all known, and every parameter taken by one."""
     if not settings.options.compare:
         return

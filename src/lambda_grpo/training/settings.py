@@ -20,8 +20,8 @@ from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.training import multi_rank
 from lambda_grpo.training.options import (
-    Settings,
     TrainOptions,
+    TrainSettings,
     check,
     check_best_is_kept,
     check_credits,
@@ -45,7 +45,7 @@ class _Parser(HfArgumentParser):
         raise InputError(message)
 
 
-def resolve(recipe: str, flags: Sequence[str]) -> Settings:
+def resolve(recipe: str, flags: Sequence[str]) -> TrainSettings:
     """Read the recipe (a path, or the name of one of ours) and lay the flags over it.
 
     Raises:
@@ -83,7 +83,7 @@ def resolve(recipe: str, flags: Sequence[str]) -> Settings:
         config.output_dir = f"runs/{re.sub('[^a-z0-9]+', '-', options.task)}-{kind}-{stamp}"
     values = asdict(options) | config.to_dict()
     explicit = {name: values[name] for name in dict.fromkeys([*given, "output_dir"]) if name != "overwrite"}
-    settings = Settings(options, config, explicit)
+    settings = TrainSettings(options, config, explicit)
     check_credits(settings)
     return settings
 

@@ -28,7 +28,7 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 
 
 @dataclass(frozen=True)
-class Run:
+class WantedRun:
     """A run folder and what it should hold.
 
     Attributes:
@@ -44,12 +44,12 @@ class Run:
     last: str = "results.json"
 
 
-def finished(run: Run) -> bool:
+def finished(run: WantedRun) -> bool:
     """Whether there is nothing left to do."""
     return not run.overwrite and (run.folder / run.last).exists()
 
 
-def check(run: Run) -> None:
+def check(run: WantedRun) -> None:
     """Refuse a folder that cannot become, or go on being, the folder of this run. Changes nothing.
 
     Raises:
@@ -80,7 +80,7 @@ def check(run: Run) -> None:
 
 
 @contextmanager
-def opened(run: Run) -> Iterator[Path | None]:
+def opened(run: WantedRun) -> Iterator[Path | None]:
     """Lock the folder, cut what it holds back to the last whole checkpoint, and give that, if there is one.
 
     Of a job's processes the first does all this; the others wait and learn what came of it.
@@ -135,7 +135,7 @@ def _lock(folder: Path) -> int:
     return handle
 
 
-def _cut_back(run: Run) -> Path | None:
+def _cut_back(run: WantedRun) -> Path | None:
     folder = run.folder
     for path in folder.glob(".*.partial"):
         _remove(path)
@@ -168,7 +168,7 @@ def _passing(name: str) -> bool:
     return name == _LOCK or (name.startswith(".") and name.endswith(".partial"))
 
 
-def _differences(run: Run) -> list[str]:
+def _differences(run: WantedRun) -> list[str]:
     """The settings in which the run in the folder differs, `name: there → here`."""
     path = run.folder / "config.yaml"
     found = plain_yaml.read(path)

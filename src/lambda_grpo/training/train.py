@@ -29,8 +29,8 @@ from lambda_grpo.training import (
     splits,
     start_or_resume,
 )
-from lambda_grpo.training.callbacks import CheckMetric, Log, Refresh, Report
-from lambda_grpo.training.options import Settings, TrainOptions
+from lambda_grpo.training.callbacks import CheckMetric, Log, Refresh, ReportWriter
+from lambda_grpo.training.options import TrainOptions, TrainSettings
 from lambda_grpo.training.results import Trained, Validated
 from lambda_grpo.training.splits import Splits
 
@@ -55,7 +55,7 @@ class _Trainer(LambdaGRPOTrainer):
         super()._save_checkpoint(*args, **kwargs)
 
 
-def train(settings: Settings) -> Trained:
+def train(settings: TrainSettings) -> Trained:
     """Train one policy, or go on with the unfinished run in the folder; of a finished one, say how it went.
 
     Raises:
@@ -64,7 +64,7 @@ def train(settings: Settings) -> Trained:
         LambdaGRPOError: the run folder cannot be written to.
     """
     options, config = settings.options, settings.config
-    run = start_or_resume.Run(Path(config.output_dir), settings.explicit, options.overwrite)
+    run = start_or_resume.WantedRun(Path(config.output_dir), settings.explicit, options.overwrite)
     if earlier := multi_rank.on_first(lambda: _finished(run)):
         console.run_finished(run.folder)
         return earlier
@@ -90,12 +90,12 @@ def train(settings: Settings) -> Trained:
         )
 
 
-def _finished(run: start_or_resume.Run) -> Trained | None:
+def _finished(run: start_or_resume.WantedRun) -> Trained | None:
     start_or_resume.check(run)
     return results.read(run.folder) if start_or_resume.finished(run) else None
 
 
-def _begin(run: start_or_resume.Run, checkpoint: Path | None) -> None:
+def _begin(run: start_or_resume.WantedRun, checkpoint: Path | None) -> None:
     run_folder.write_yaml(run.folder / "config.yaml", run.settings)
     step = checkpoint_folders.step_of(checkpoint) if checkpoint else None
     console.run_starts(run.folder, step, multi_rank.count())
@@ -108,14 +108,14 @@ def _embedded() -> tuple[Any, Any]:
 
 
 def _run(
-    trainer: _Trainer, task: Task, problems: Splits, settings: Settings, checkpoint: Path | None
+    trainer: _Trainer, task: Task, problems: Splits, settings: TrainSettings, checkpoint: Path | None
 ) -> Trained:
     """Evaluate, train, evaluate, and write what came of it."""
     multi_rank.check_sharding(trainer.accelerator)
     started, folder = time.monotonic(), Path(settings.config.output_dir)
     before = multi_rank.on_first(lambda: results.read_before(folder))
     before = before or _evaluate(trainer, task, problems.test, "Evaluating before")
-    report = Report([folder], folder / "report.html", folder / "tokenizer")
+    report = ReportWriter([folder], folder / "report.html", folder / "tokenizer")
     main = trainer.is_world_process_zero()
     if main:
         results.write_before(folder, before)
@@ -151,7 +151,7 @@ def show(trained: Trained) -> None:
     console.table({"before": trained.before, title: trained.after}, {}, note)
 
 
-def _draw(task: Task, settings: Settings) -> Splits:
+def _draw(task: Task, settings: TrainSettings) -> Splits:
     """The problems of a run with these settings.
 
     Raises:
@@ -173,7 +173,7 @@ def _draw(task: Task, settings: Settings) -> Splits:
     return problems
 
 
-def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings: Settings) -> _Trainer:
+def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings: TrainSettings) -> _Trainer:
     train, validation = (
         rows(part, start) for part, start in ((problems.train, 0), (problems.validation, len(problems.train)))
     )

@@ -36,7 +36,7 @@ _GROUP = "group"  # (B,) in the batch: the row's group
 
 _logger = logging.getLogger(__name__)
 
-Scores = tuple[Tensor, Tensor | None, Tensor | None]  # log-probs, entropies, auxiliary loss
+PassOutput = tuple[Tensor, Tensor | None, Tensor | None]  # log-probs, entropies, auxiliary loss
 
 
 class TreePacking(KeepsState):
@@ -71,7 +71,7 @@ class TreePacking(KeepsState):
         compute_entropy: bool = False,
         compute_aux_loss: bool = False,
         **inputs: Any,
-    ) -> Scores:
+    ) -> PassOutput:
         """As TRL's; `batch_size` is the number of rows that run together, packed or not."""
         plain = partial(
             super()._get_per_token_logps_and_entropies,

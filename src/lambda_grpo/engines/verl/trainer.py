@@ -52,7 +52,7 @@ if not Version("0.9.1") <= Version(verl.__version__) < Version("0.10"):
 
 
 @dataclass(frozen=True)
-class Settings:
+class LambdaSyncSettings:
     """The section `trainer.v1.lambda_sync` of verl's config.
 
     Attributes:
@@ -64,7 +64,7 @@ class Settings:
     credit_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
-def read_settings(config: DictConfig) -> Settings:
+def read_settings(config: DictConfig) -> LambdaSyncSettings:
     """Our section of verl's config, after checking it and the rest of the config against it.
 
     Raises:
@@ -74,7 +74,7 @@ def read_settings(config: DictConfig) -> Settings:
     for key in section:
         if key not in ("credit", "credit_kwargs"):
             raise unknown_name(f"key of trainer.v1.{MODE}", str(key), ["credit", "credit_kwargs"])
-    settings = Settings(**{key: value for key, value in section.items() if value is not None})
+    settings = LambdaSyncSettings(**{key: value for key, value in section.items() if value is not None})
     tried = try_credit(settings.credit, settings.credit_kwargs)
     estimator, loss = str(config.algorithm.adv_estimator), _loss_mode(config)
     if estimator in _TOKEN_LEVEL_ESTIMATORS:

@@ -24,7 +24,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing.attention.flex import flex_tree_attention, make_block_mask
-from lambda_grpo.packing.attention.pieces import Rows, Scores, attend, stores_scores, to_rows
+from lambda_grpo.packing.attention.pieces import QueryRows, ScoreRule, attend, stores_scores, to_rows
 from lambda_grpo.packing.attention.plan import Block, Limits, plan_attention
 
 IMPLEMENTATION = "lambda_grpo_tree"
@@ -53,7 +53,7 @@ class TreeLayout:
     position: Tensor
     method: Literal["pieces", "dense", "flex"] = "pieces"
     _plans: dict[Any, list[Block]] = field(default_factory=dict, repr=False)
-    _rows: dict[Any, list[Rows]] = field(default_factory=dict, repr=False)
+    _rows: dict[Any, list[QueryRows]] = field(default_factory=dict, repr=False)
     _block_masks: dict[int | None, Any] = field(default_factory=dict, repr=False)
 
     def mask(self, window: int | None = None) -> Tensor:
@@ -72,7 +72,7 @@ class TreeLayout:
             self._plans[window, limits] = plan_attention(*tree, window, limits)
         return self._plans[window, limits]
 
-    def rows(self, q: Tensor, window: int | None, stored: bool) -> list[Rows]:
+    def rows(self, q: Tensor, window: int | None, stored: bool) -> list[QueryRows]:
         """The plan with masks for queries like q (1, H, N, D); made once."""
         limits = plan_limits(q.shape[1] * q.shape[3], stored)
         key = (window, limits, q.dtype, q.device)
@@ -183,7 +183,7 @@ def _end_recomputing(module: Any, *_: Any) -> None:
         module.config._attn_implementation = _own.pop(module)
 
 
-def tree_attention(q: Tensor, k: Tensor, v: Tensor, mask: TreeMask, scores: Scores) -> Tensor:
+def tree_attention(q: Tensor, k: Tensor, v: Tensor, mask: TreeMask, scores: ScoreRule) -> Tensor:
     """Attention of one packed row: (1, H, N, E).
 
     Args:
@@ -201,7 +201,7 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, mask: TreeMask, scores: Scor
 
 
 def dense_attention(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scores: Scores, dropout: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scores: ScoreRule, dropout: float = 0.0
 ) -> Tensor:
     """Attention with a bool mask, true where visible, broadcast to (B, H, queries, keys); None: causal."""
     if scores.softcap is None:
@@ -248,7 +248,7 @@ def _attention(
             raise InputError(
                 f"{type(module).__name__}: attention with {name} cannot be packed; train without tree packing"
             )
-    scores = Scores(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap)
+    scores = ScoreRule(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap)
     if isinstance(attention_mask, TreeMask):
         if dropout > 0:
             raise InputError(

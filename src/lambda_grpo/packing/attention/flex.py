@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from lambda_grpo.packing.attention.pieces import Scores
+from lambda_grpo.packing.attention.pieces import ScoreRule
 
 BLOCK = 128  # lengths are padded to a multiple, so that compiled kernels are used again
 
@@ -31,7 +31,7 @@ def make_block_mask(subtree_end: Tensor, position: Tensor, window: int | None) -
     return create_block_mask(visible, None, None, len(end), len(end), device=str(position.device))
 
 
-def flex_tree_attention(q: Tensor, k: Tensor, v: Tensor, block_mask: Any, scores: Scores) -> Tensor:
+def flex_tree_attention(q: Tensor, k: Tensor, v: Tensor, block_mask: Any, scores: ScoreRule) -> Tensor:
     """(1, H, N, E); shapes as `attention.tree_attention`."""
     n = q.shape[2]
     q, k, v = (functional.pad(x, (0, 0, 0, -n % BLOCK)) for x in (q, k, v))

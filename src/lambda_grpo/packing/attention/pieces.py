@@ -1,4 +1,4 @@
-"""Attention piece by piece, as an `attention_plan` says, exact in value and gradient.
+"""Attention piece by piece, as `plan.py` says, exact in value and gradient.
 
 Two pieces with outputs o₁, o₂ and log-sum-exps l₁, l₂ merge into
 
@@ -23,7 +23,7 @@ from lambda_grpo.packing.attention.plan import Block, Path
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class KeyPiece:
     """A piece of a plan, its mask where the tensors are.
 
     Attributes:
@@ -37,16 +37,16 @@ class Piece:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class QueryRows:
     """The queries [start, stop) of a plan and their pieces."""
 
     start: int
     stop: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[KeyPiece, ...]
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoreRule:
     """score = scale · q·k, or softcap · tanh(scale · q·k / softcap)."""
 
     scale: float
@@ -57,11 +57,11 @@ class _Kernel(Protocol):
     """Attention over one piece: `forward` gives the output and the log-sum-exp, `backward` the gradients."""
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, piece: Piece, scores: Scores
+        self, q: Tensor, k: Tensor, v: Tensor, piece: KeyPiece, scores: ScoreRule
     ) -> tuple[Tensor, Tensor]: ...
 
     def backward(
-        self, saved: "_Saved", k: Tensor, v: Tensor, piece: Piece, scores: Scores
+        self, saved: "_Saved", k: Tensor, v: Tensor, piece: KeyPiece, scores: ScoreRule
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
@@ -75,7 +75,7 @@ class _Saved:
     lse: Tensor
 
 
-def to_rows(plan: Sequence[Block], dtype: torch.dtype, device: torch.device) -> list[Rows]:
+def to_rows(plan: Sequence[Block], dtype: torch.dtype, device: torch.device) -> list[QueryRows]:
     """Bring a plan's masks to a device, as numbers to add to scores of a dtype."""
 
     def tensor(mask: Any) -> Tensor | None:
@@ -85,12 +85,14 @@ def to_rows(plan: Sequence[Block], dtype: torch.dtype, device: torch.device) -> 
         return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~visible, -torch.inf)
 
     return [
-        Rows(block.start, block.stop, tuple(Piece(p.keys, p.causal, tensor(p.mask)) for p in block.pieces))
+        QueryRows(
+            block.start, block.stop, tuple(KeyPiece(p.keys, p.causal, tensor(p.mask)) for p in block.pieces)
+        )
         for block in plan
     ]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, rows: list[Rows], scores: Scores) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, rows: list[QueryRows], scores: ScoreRule) -> Tensor:
     """Attention of a packed tree: (1, H, N, E), differentiable in q, k and v.
 
     Args:
@@ -109,7 +111,9 @@ def stores_scores(q: Tensor, v: Tensor, softcap: float | None) -> bool:
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: list[Rows], scores: Scores) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: list[QueryRows], scores: ScoreRule
+    ) -> Tensor:
         kernel = _kernel(q, v, scores)
         wide = torch.promote_types(q.dtype, torch.float32)
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1]).transpose(1, 2)
@@ -168,21 +172,23 @@ def _add(total: Tensor, grad: Tensor, ranges: Path) -> None:
         done += stop - start
 
 
-def _kernel(q: Tensor, v: Tensor, scores: Scores) -> _Kernel:
+def _kernel(q: Tensor, v: Tensor, scores: ScoreRule) -> _Kernel:
     return _Matmul() if stores_scores(q, v, scores.softcap) else _Flash()
 
 
 class _Flash:
     """PyTorch's flash attention on CPU, which also gives the log-sum-exp."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, piece: Piece, scores: Scores) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, piece: KeyPiece, scores: ScoreRule
+    ) -> tuple[Tensor, Tensor]:
         result: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, piece.causal, attn_mask=piece.mask, scale=scores.scale
         )
         return result
 
     def backward(
-        self, saved: _Saved, k: Tensor, v: Tensor, piece: Piece, scores: Scores
+        self, saved: _Saved, k: Tensor, v: Tensor, piece: KeyPiece, scores: ScoreRule
     ) -> tuple[Tensor, Tensor, Tensor]:
         result: tuple[Tensor, Tensor, Tensor] = (
             torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -196,14 +202,16 @@ class _Flash:
 class _Matmul:
     """Two matrix products with the scores in between, on any device; knows the soft cap."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, piece: Piece, scores: Scores) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, piece: KeyPiece, scores: ScoreRule
+    ) -> tuple[Tensor, Tensor]:
         s, _ = self._scores(_grouped(q, k), k, piece, scores)
         lse = s.logsumexp(dim=-1)
         out = (s - lse.unsqueeze(-1)).exp().to(v.dtype) @ v.unsqueeze(2)
         return out.flatten(1, 2), lse.flatten(1, 2)
 
     def backward(
-        self, saved: _Saved, k: Tensor, v: Tensor, piece: Piece, scores: Scores
+        self, saved: _Saved, k: Tensor, v: Tensor, piece: KeyPiece, scores: ScoreRule
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, grad, out = (_grouped(x, k) for x in (saved.q, saved.grad, saved.out))
         s, slope = self._scores(q, k, piece, scores)
@@ -214,7 +222,9 @@ class _Matmul:
         to_q = to_s @ k.unsqueeze(2)
         return to_q.flatten(1, 2), (to_s.mT @ q).sum(dim=2), to_v
 
-    def _scores(self, q: Tensor, k: Tensor, piece: Piece, scores: Scores) -> tuple[Tensor, Tensor | float]:
+    def _scores(
+        self, q: Tensor, k: Tensor, piece: KeyPiece, scores: ScoreRule
+    ) -> tuple[Tensor, Tensor | float]:
         """Scores, and their slope by the uncapped scores."""
         s = (q @ k.unsqueeze(2).mT).to(torch.promote_types(q.dtype, torch.float32)) * scores.scale
         slope: Tensor | float = 1.0
