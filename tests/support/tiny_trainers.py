@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from reference import ReferenceGroup
+from safetensors.torch import save_model
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig
 
@@ -73,6 +74,10 @@ def make_trainer(
     model = qwen2() if model is None else model
     start = folder / "start"  # of several ranks transformers lets the first alone write
     model.save_pretrained(start)  # TRL loads the reference from where the policy came from
+    if not (
+        start / "model.safetensors"
+    ).exists():  # of several ranks transformers 5.24 lets the first alone write
+        save_model(model, start / "model.safetensors", metadata={"format": "pt"})
     given = {
         "reward_funcs": reward,
         "train_dataset": Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
