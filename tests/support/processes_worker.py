@@ -81,7 +81,7 @@ def make(folder: Path, processes: int, **settings: Any) -> Any:
 
 def run(folder: Path, processes: int, name: str, check: Any = None) -> None:
     """Train, evaluate on five prompts (an uneven last batch), write down."""
-    trainer = make(folder / f"rank-{PartialState().process_index}", processes, **WAYS[name])
+    trainer = make(folder, processes, **WAYS[name])
     gradients = Gradients()
     trainer.add_callback(gradients)
     start = joined([p for p in trainer.model.parameters() if p.requires_grad])

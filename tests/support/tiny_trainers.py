@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from reference import ReferenceGroup
-from safetensors.torch import save_model
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig
 
@@ -72,12 +72,11 @@ def make_trainer(
     if config is LambdaGRPOConfig:
         defaults["tree_packing"] = "off"  # on: tests/trl_engine/test_trl_packing.py
     model = qwen2() if model is None else model
-    start = folder / "start"  # of several ranks transformers lets the first alone write
-    model.save_pretrained(start)  # TRL loads the reference from where the policy came from
-    if not (
-        start / "model.safetensors"
-    ).exists():  # of several ranks transformers 5.24 lets the first alone write
-        save_model(model, start / "model.safetensors", metadata={"format": "pt"})
+    start = folder / "start"  # TRL loads the reference from where the policy came from
+    state = PartialState(cpu=True)
+    if state.is_main_process:
+        model.save_pretrained(start)
+    state.wait_for_everyone()
     given = {
         "reward_funcs": reward,
         "train_dataset": Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
