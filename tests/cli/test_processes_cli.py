@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import transformers
+import torch
 from jobs import Job, Jobs
-from packaging.version import Version
 from safetensors.torch import load_file
 from stress_resume import content, differences, make_model
 
@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
         "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "lambda_grpo.cli", *train(model, folder)
     )
     assert shown.stdout.count("Everything is in") == 1  # one process speaks
-    assert "started as 2 processes again" in shown.stdout.replace("\n", " ")
+    assert "started as 2 processes again" in " ".join(shown.stdout.split())
     return folder
 
 
@@ -162,10 +162,6 @@ def test_a_comparison(tmp_path: Path, jobs: Jobs) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    Version(transformers.__version__) >= Version("5.24"),
-    reason="transformers 5.24: one weight differs by 3e-8 from DDP's, above the bar; not understood yet",
-)
 def test_sharded_weights(whole: Path, model: Path, tmp_path: Path, jobs: Jobs) -> None:
     """FSDP2, forced upon accelerate; killed and resumed: the weights of DDP, saved whole."""
     command = ["FULL_STATE_DICT", *train(model, tmp_path / "run")]
@@ -177,7 +173,10 @@ def test_sharded_weights(whole: Path, model: Path, tmp_path: Path, jobs: Jobs) -
         load_file(f / "model.safetensors") for f in (model, whole / "model", tmp_path / "run/model")
     )
     for name, weight in found.items():
-        assert (weight - ddp[name]).abs().max() <= 1e-5 * (ddp[name] - start[name]).abs().max()
+        change = (ddp[name] - start[name]).abs().max()
+        # The ranks' sums may round differently, and then a weight differs by its last bit, which can be 1e-4 of the change.
+        last_bit = torch.from_numpy(np.spacing(ddp[name].abs().numpy()))
+        assert ((weight - ddp[name]).abs() <= last_bit.clamp(min=1e-5 * change.item())).all()
     refused = jobs.start("SHARDED_STATE_DICT", *train(model, tmp_path / "other"), call="jobs:sharded")
     assert refused.wait() == 1
     assert "fsdp_state_dict_type: got SHARDED_STATE_DICT, expected FULL_STATE_DICT" in said(refused)
