@@ -9,6 +9,7 @@ parameters are keywords after `mask`, which configs pass as `credit_kwargs`. To 
 file of this folder and name it in `registry.CREDITS`.
 """
 
+from lambda_grpo.credit.branch import branch
 from lambda_grpo.credit.grpo import grpo, process
 from lambda_grpo.credit.lambda_grpo import lambda_grpo, lambda_grpo_matched, lambda_grpo_unique
 from lambda_grpo.credit.optimistic import optimistic
@@ -31,6 +32,7 @@ __all__ = [
     "Credit",
     "TokenCredit",
     "advantage_varies",
+    "branch",
     "get_credit",
     "group_advantage",
     "grpo",
