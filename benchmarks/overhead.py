@@ -1,11 +1,11 @@
-"""The share of a training step that λ costs; what is measured, and how: `lambda_grpo.experiments.step_share`.
+"""The share of a training step that λ costs; what is measured, and how: `step_share.py`.
 
 python benchmarks/overhead.py [--quick]
 """
 
 import argparse
 
-from lambda_grpo.experiments import step_share
+import step_share
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])

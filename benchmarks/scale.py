@@ -24,9 +24,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from timing import VOCABULARY, branching_group
 
 from lambda_grpo import ProcessTree, credit, measures
-from lambda_grpo.experiments.timing import VOCABULARY, branching_group
 
 Rows = list[np.ndarray]
 

@@ -9,9 +9,9 @@ earlier completion and go on alone; lengths vary by half. Medians of repeated ru
 from functools import partial
 
 import numpy as np
+from timing import branching_group, median_seconds, weights_of
 
 from lambda_grpo import ProcessTree
-from lambda_grpo.experiments.timing import branching_group, median_seconds, weights_of
 
 FLOOR = 3e-8  # seconds per token, for 70,000 tokens and more, from arrays
 AUTHORS = "1.2e-07"  # the paper's figure for the weights alone, on another processor (an Intel i7)

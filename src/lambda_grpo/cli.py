@@ -46,6 +46,12 @@ settings:
   --help-all          list every setting"""
 
 
+_REPRODUCE = (
+    "reproduce: the package no longer holds the experiments; run `python -m experiments` in a checkout of "
+    "its repository"
+)
+
+
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """The parser; the options of some commands are imported only where `command` asks for them."""
     parser = argparse.ArgumentParser(prog="lambda-grpo", description="λ-GRPO and its process trees.")
@@ -74,13 +80,8 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 
         evaluation.description = eval_command.DESCRIPTION
         eval_command.add_arguments(evaluation)
-    reproduce = commands.add_parser("reproduce", help="run one of our results again", allow_abbrev=False)
-    if command == "reproduce":
-        from lambda_grpo.experiments import command as experiments
-
-        reproduce.description = experiments.DESCRIPTION
-        experiments.add_arguments(reproduce)
     commands.add_parser("tasks", help="list the tasks")
+    commands.add_parser("reproduce", add_help=False)  # not listed: it says where the experiments are
     return parser
 
 
@@ -98,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if args.command == "train":
             return _train(args.config, rest)
+        if args.command == "reproduce":
+            raise InputError(_REPRODUCE)
         _expect_alone(args.command)
         if args.command == "report":
             from lambda_grpo.report import report_command
@@ -107,10 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from lambda_grpo.evaluating import eval_command as eval_command
 
             return eval_command.run(args)
-        if args.command == "reproduce":
-            from lambda_grpo.experiments import command as experiments
-
-            return experiments.run(args, rest)
         return _tasks()
     except LambdaGRPOError as error:
         print(f"lambda-grpo: error{_process()}: {printable(str(error))}", file=sys.stderr)

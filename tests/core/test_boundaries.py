@@ -14,8 +14,7 @@ import lambda_grpo
 PACKAGE = Path(lambda_grpo.__file__).parent
 LIGHT = [
     "tree", "process_sets", "credit", "measures", "rollouts", "report", "errors", "cli",
-    "intervals", "evaluating.eval_command", "evaluating.answer_log", "custom", "experiments.command",
-    "experiments.expected", "experiments.timing",
+    "intervals", "evaluating.eval_command", "evaluating.answer_log", "custom",
 ]  # fmt: skip
 HEAVY = {"torch", "trl", "verl", "ray", "transformers", "datasets"}
 
@@ -41,6 +40,7 @@ def test_only_engines_import_a_trainer() -> None:
     found = importers(PACKAGE, {"trl", "verl", "ray", "tinker"})
     assert found, "the check sees no importer at all"
     assert {name for name in found if not name.startswith("engines/")} == set()
+    assert importers(Path(__file__).parents[2] / "experiments", {"trl", "verl", "ray", "tinker"}) == set()
 
 
 def test_engines_know_nothing_of_the_command_line() -> None:

@@ -51,9 +51,11 @@ def test_links_between_files_become_links_between_pages(build_site) -> None:
     )
     assert built(build_site, "idea.md", "![tree](images/report.png)") == "![tree](images/report.png)"
     picture = built(
-        build_site, "experiments/packing/README.md", "![speed](speed.png) [all](../../docs/packing.md)"
+        build_site,
+        "experiments/curves/README.md",
+        "![curves](results/curves.png) [all](../../docs/packing.md)",
     )
-    assert picture == "![speed](speed.png) [all](../../packing.md)"
+    assert picture == "![curves](results/curves.png) [all](../../packing.md)"
     untouched = (
         "[paper](https://arxiv.org/abs/2509.21154) [here](#below)\n\n```md\n[five](docs/start.md)\n```\n"
     )

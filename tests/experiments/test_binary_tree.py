@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from experiments.binary_tree import toy_training, toy_tree
+from experiments.binary_tree.stacked_gpt2 import log_probs, stack
+from experiments.binary_tree.toy_training import GROUP, Policies, Variant
+from experiments.binary_tree.toy_tree import Cell
 from lambda_grpo import ProcessTree, credit
 from lambda_grpo.errors import InputError
-from lambda_grpo.experiments import toy_training, toy_tree
-from lambda_grpo.experiments.stacked_gpt2 import log_probs, stack
-from lambda_grpo.experiments.toy_training import GROUP, Policies, Variant
-from lambda_grpo.experiments.toy_tree import Cell
 
 CONFIG = GPT2Config(
     vocab_size=5, n_positions=4, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0

@@ -30,6 +30,9 @@ def test_faults_of_a_wheel(tmp_path: Path) -> None:
     assert missing.endswith(f"{RECIPE} is missing")
     (stray,) = check_package.wheel_faults(wheel(tmp_path, besides="tests/test_tree.py"))
     assert stray.endswith("tests/test_tree.py does not belong there")
+    for path in ("experiments/cost/run.py", "lambda_grpo/experiments/cost/run.py"):
+        (experiment,) = check_package.wheel_faults(wheel(tmp_path, besides=path))
+        assert experiment.endswith(f"{path} does not belong there")
     versions = check_package.wheel_faults(wheel(tmp_path, version="0.2.0"))
     assert [fault.split(":")[0] for fault in versions] == ["CITATION.cff", "CHANGELOG.md"]
 

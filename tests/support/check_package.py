@@ -12,7 +12,6 @@ import sys
 import tarfile
 import tempfile
 import time
-import tomllib
 import venv
 import zipfile
 from collections.abc import Iterable
@@ -55,15 +54,10 @@ def wheel_faults(wheel: Path) -> list[str]:
 
 
 def package_files() -> set[str]:
-    """What the wheel should hold: the package, and the folders that pyproject.toml adds to it."""
-    target = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"][
-        "wheel"
-    ]
-    folders = {SOURCES: "lambda_grpo"} | {ROOT / k: v for k, v in target.get("force-include", {}).items()}
+    """What the wheel should hold: the package."""
     return {
-        f"{inside}/{path.relative_to(folder).as_posix()}"
-        for folder, inside in folders.items()
-        for path in folder.rglob("*")
+        f"lambda_grpo/{path.relative_to(SOURCES).as_posix()}"
+        for path in SOURCES.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
 

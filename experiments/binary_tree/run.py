@@ -1,4 +1,4 @@
-"""binary-tree: how often each credit finds the target of the paper's toy tree (section 4.3).
+"""binary_tree: how often each credit finds the target of the paper's toy tree (section 4.3).
 
 Every combination of cell, variant and learning rate sees the same seeds: the same targets, the same weights
 at the start and the same random numbers. So differences are taken seed by seed.
@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.binary_tree import toy_training, tree_pictures
+from experiments.binary_tree.ranking import BASELINES, mean_table, rank_intervals
+from experiments.binary_tree.toy_training import GROUP, Variant
+from experiments.binary_tree.toy_tree import Cell
+from experiments.binary_tree.tree_pictures import CURVE_STEPS
+from experiments.common import resumable_runs
 from lambda_grpo import console
 from lambda_grpo.errors import InputError, unknown_name
-from lambda_grpo.experiments import binary_tree_figures, resumable_runs, toy_training
-from lambda_grpo.experiments.binary_tree_figures import CURVE_STEPS
-from lambda_grpo.experiments.ranking import BASELINES, mean_table, rank_intervals
-from lambda_grpo.experiments.toy_training import GROUP, Variant
-from lambda_grpo.experiments.toy_tree import Cell
 from lambda_grpo.intervals import bootstrap, resampled_means
 
 MISSED_BELOW = 0.1  # a seed whose target is sampled less often has missed it
@@ -65,7 +66,7 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
     train = _Trainer(settings)
     with console.progress("Training") as shown:
         rows = resumable_runs.complete(output, wanted, shared, lambda i: train(combinations[i]), shown)
-    binary_tree_figures.draw([row for row in rows if row["variant"] not in CONTROLS], output)
+    tree_pictures.draw([row for row in rows if row["variant"] not in CONTROLS], output)
     return summary(rows)
 
 
@@ -175,5 +176,5 @@ def _by_cell(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def _ranking(title: str, rows: list[dict[str, Any]], baselines: tuple[str, ...]) -> dict[str, float]:
     ranked = rank_intervals(mean_table(rows), baselines)
-    binary_tree_figures.show(title, ranked, baselines)
+    tree_pictures.show(title, ranked, baselines)
     return {key: value for r in ranked for key, value in r.figures(f"{title} | {r.name}").items()}

@@ -20,10 +20,11 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
+from experiments.common import resumable_runs
+from experiments.curves import curve_differences
 from lambda_grpo import console, policy
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
 from lambda_grpo.evaluating.evaluation import Sampling, answer
-from lambda_grpo.experiments import curves_figures, resumable_runs
 from lambda_grpo.tasks import Problem, Task, get_task
 from lambda_grpo.training import splits
 from lambda_grpo.training import train as training
@@ -49,10 +50,10 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
         rows = resumable_runs.complete(
             output, wanted, shared, lambda i: train(shared, model, **wanted[i]), shown
         )
-    compared = curves_figures.compare(rows)
-    curves_figures.show(compared)
-    curves_figures.draw(rows, compared, output / "curves.png")
-    return curves_figures.flat(compared)
+    compared = curve_differences.compare(rows)
+    curve_differences.show(compared)
+    curve_differences.draw(rows, compared, output / "curves.png")
+    return curve_differences.flat(compared)
 
 
 @dataclass

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import step_share
+from benchmarks.timing import branching_group, median_seconds, weights_of
 from lambda_grpo import console
-from lambda_grpo.experiments import step_share
-from lambda_grpo.experiments.timing import branching_group, median_seconds, weights_of
 
 PAPER = {6: 1.19e-7, 36: 1.21e-7}  # seconds per token, by group size
 

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from experiments.binary_tree import toy_tree
+from experiments.binary_tree.stacked_gpt2 import Weights, log_probs, stack
+from experiments.binary_tree.toy_tree import Cell
 from lambda_grpo.credit import CREDITS, Credit, TokenCredit, lambda_grpo
 from lambda_grpo.errors import InputError
-from lambda_grpo.experiments import toy_tree
-from lambda_grpo.experiments.stacked_gpt2 import Weights, log_probs, stack
-from lambda_grpo.experiments.toy_tree import Cell
 from lambda_grpo.loss import Objective, TokenBatch, policy_loss
 from lambda_grpo.tree import ProcessTree
 

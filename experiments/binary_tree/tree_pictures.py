@@ -1,4 +1,4 @@
-"""The pictures and tables of binary-tree."""
+"""The pictures and tables of binary_tree."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from experiments.binary_tree.ranking import BASELINES, Ranked, mean_table, rank_intervals
 from lambda_grpo import console
-from lambda_grpo.experiments.ranking import BASELINES, Ranked, mean_table, rank_intervals
 from lambda_grpo.training import run_folder
 
 ResultRows = Sequence[Mapping[str, Any]]

@@ -1,6 +1,8 @@
-"""`lambda-grpo reproduce`: each experiment in miniature, and a comparison that can fail."""
+"""`python -m experiments`: each experiment in miniature, and a comparison that can fail."""
 
+import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,43 +12,68 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.timing import branching_group
+from experiments.common import command, config_flags, expected
+from experiments.curves import curve_differences
+from experiments.curves.rare_branches import HeadSums, Overshoot
+from experiments.overlap import run as overlap
 from lambda_grpo import InputError, cli
-from lambda_grpo.experiments import EXPERIMENTS, command, curves_figures, expected, overlap
-from lambda_grpo.experiments.rare_branches import HeadSums, Overshoot
-from lambda_grpo.experiments.timing import branching_group
 from lambda_grpo.tasks import Problem
 
 ROOT = Path(__file__).parents[2]
 
 
-def reproduce(*arguments: str) -> int:
-    return cli.main(["reproduce", *arguments])
+def run(*arguments: str) -> int:
+    return command.main(arguments)
 
 
 def test_help_and_the_list_load_nothing_heavy() -> None:
-    started = time.monotonic()
-    code = "import sys; from lambda_grpo import cli; cli.main(['reproduce']); print('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "False"
-    assert all(name in result.stdout for name in EXPERIMENTS)
-    assert time.monotonic() - started < 10  # under 2 s alone; other work may share the machine
+    for arguments in ([], ["--help"], ["cost", "--help"]):
+        started = time.monotonic()
+        code = f"import atexit, sys; from experiments.common import command; atexit.register(lambda: print('torch' in sys.modules)); command.main({arguments})"
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        assert result.stdout.splitlines()[-1] == "False"
+        assert time.monotonic() - started < 10  # 0.2 s alone; other work may share the machine
+        named = ["--group_sizes"] if arguments[:1] == ["cost"] else command.names()
+        assert all(name in result.stdout for name in named)
+
+
+def test_the_list_from_a_checkout() -> None:
+    lines = subprocess.run(
+        [sys.executable, "-m", "experiments"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["binary_tree", "cost", "curves", "overlap"]
+    assert all(line.endswith("minutes)") for line in lines)
+
+
+@pytest.mark.parametrize("arguments", [[], ["binary-tree", "--quick"], ["--help"]])
+def test_the_package_says_where_the_experiments_went(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["reproduce", *arguments]) == 2
+    assert "run `python -m experiments` in a checkout" in capsys.readouterr().err
 
 
 def test_a_near_miss_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert reproduce("binary-tre") == 2
-    assert "unknown experiment 'binary-tre': did you mean 'binary-tree'?" in capsys.readouterr().err
-    assert reproduce("cost", "--lenght", "3") == 2
+    assert run("binary_tre") == 2
+    assert "unknown experiment 'binary_tre': did you mean 'binary_tree'?" in capsys.readouterr().err
+    assert run("cost", "--lenght", "3") == 2
     assert "did you mean '--length'?" in capsys.readouterr().err
-    assert reproduce("cost", "--length", "long") == 2
+    assert run("cost", "--length", "long") == 2
     assert "--length: expected int, got 'long'" in capsys.readouterr().err
-    assert reproduce("--quick", "--length") == 2  # flags without an experiment
+    assert run("cost", "--length") == 2
+    assert "--length: expected one argument" in capsys.readouterr().err
+    assert run("cost", "3") == 2
+    assert run("--quick", "--length") == 2  # flags without an experiment
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", command.names())
 def test_every_experiment_has_its_folder(name: str) -> None:
     folder = command.folder_of(name)
-    assert f"lambda-grpo reproduce {name}" in (folder / "README.md").read_text()
-    full, quick = (command.settings_of(folder / "config.yaml", part) for part in (False, True))
+    assert f"python -m experiments {name}" in (folder / "README.md").read_text()
+    full, quick = (config_flags.settings_of(folder / "config.yaml", part) for part in (False, True))
     assert set(quick) == set(full), "quick changes values and adds no key"
     for part in ("full", "quick"):
         assert expected.read(folder / "expected.json", part)
@@ -57,25 +84,37 @@ def test_every_experiment_has_its_folder(name: str) -> None:
     assert f"[{name}](../experiments/{name}/README.md)" in (ROOT / "docs" / "reproduction.md").read_text()
 
 
-def test_flags_change_settings_and_say_which() -> None:
+def read(settings: dict[str, Any], *flags: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    config_flags.add_flags(parser, settings)
+    return vars(parser.parse_args(config_flags.with_negative_values(flags)))
+
+
+def test_flags_have_the_types_of_the_settings() -> None:
     settings = {"seeds": 40, "rates": [0.1], "credits": [], "model": "tiny"}
-    changed = command.override(
-        settings, ["--seeds=3", "--rates", "1e-3,2", "--credits", "a, b", "--model=tiny"]
-    )
-    assert settings == {"seeds": 3, "rates": [1e-3, 2.0], "credits": ["a", "b"], "model": "tiny"}
-    assert changed == ["seeds", "rates", "credits"]
-    with pytest.raises(InputError, match="--seeds: expected a value"):
-        command.override(settings, ["--seeds"])
+    flags = ["--seeds=3", "--rates", "-1e-3,2", "--credits", "a, b", "--model=tiny"]
+    assert read(settings, *flags) == {
+        "seeds": 3,
+        "rates": [-1e-3, 2.0],
+        "credits": ["a", "b"],
+        "model": "tiny",
+    }
+    assert read(settings, "--credits", "") == {"credits": []}
+    assert read(settings) == {}
+    for wrong, message in (
+        (["--seeds"], "--seeds: expected one argument"),
+        (["--seeds", "3.5"], "--seeds: expected int, got '3.5'"),
+        (["--rates", "1,high"], "--rates: expected float, got 'high'"),
+    ):
+        with pytest.raises(argparse.ArgumentError, match=re.escape(message)):
+            read(settings, *wrong)
 
 
 def test_a_truth_value_is_read_by_its_word() -> None:
-    settings = {"shuffle": True}
-    assert command.override(settings, ["--shuffle", "False"]) == ["shuffle"]
-    assert settings == {"shuffle": False}
-    assert command.override(settings, ["--shuffle=true"]) == ["shuffle"]
-    assert settings == {"shuffle": True}
-    with pytest.raises(InputError, match="--shuffle: expected true or false, got '0'"):
-        command.override(settings, ["--shuffle", "0"])
+    settings = {"shuffle": True, "drop_last": False}
+    assert read(settings, "--shuffle", "False", "--drop-last=true") == {"shuffle": False, "drop_last": True}
+    with pytest.raises(argparse.ArgumentError, match="--shuffle: expected true or false, got '0'"):
+        read(settings, "--shuffle", "0")
 
 
 def test_the_comparison_can_fail() -> None:
@@ -96,8 +135,8 @@ def test_a_broken_expected_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of an experiment of seconds, in place of binary-tree's; its expected figure is left to fill."""
-    content = yaml.safe_load((ROOT / "experiments/binary-tree/config.yaml").read_text())
+    """The folder of an experiment of seconds, in place of binary_tree's; its expected figure is left to fill."""
+    content = yaml.safe_load((ROOT / "experiments/binary_tree/config.yaml").read_text())
     content |= {
         "seeds": 3,
         "steps": 6,
@@ -112,6 +151,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "r_neg": [-1.0],
         "crowd_r_neg": [-1.0],
     }
+    (tmp_path / "README.md").write_text("# binary_tree: in miniature\n")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setattr(command, "folder_of", lambda name: tmp_path)
     return tmp_path
@@ -123,7 +163,7 @@ def test_binary_tree_in_miniature_disagrees_with_the_impossible(
     figure = "n=2, r_neg=-1 | lr 0.001 | grpo"
     output = planted / "out"
     (planted / "expected.json").write_text(json.dumps({"full": {figure: {"low": 1.1}}, "quick": {}}))
-    assert reproduce("binary-tree", "--output", str(output)) == 1
+    assert run("binary_tree", "--output", str(output)) == 1
     assert "0 of 1 figures agree" in capsys.readouterr().out
     rows = [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * (2 + 4)  # cells × (credits + controls)
@@ -132,18 +172,18 @@ def test_binary_tree_in_miniature_disagrees_with_the_impossible(
     assert {"anti-exploitation | lr 0.001 | lambda_grpo - grpo | low", figure} <= set(results["figures"])
     assert (output / "ranking.png").read_bytes().startswith(b"\x89PNG")
     assert (output / "curves-0.001.png").exists()
-    assert reproduce("binary-tree", "--seeds", "1", "--credits", "no_such", "-o", str(planted / "o")) == 2
+    assert run("binary_tree", "--seeds", "1", "--credits", "no_such", "-o", str(planted / "o")) == 2
     assert "unknown credit 'no_such'" in capsys.readouterr().err
 
 
 def test_binary_tree_goes_on_where_it_was_stopped(
     planted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lambda_grpo.experiments import toy_training
+    from experiments.binary_tree import toy_training
 
     (planted / "expected.json").write_text('{"full": {}, "quick": {}}')
     whole, stopped = planted / "whole", planted / "stopped"
-    assert reproduce("binary-tree", "-o", str(whole)) == 0
+    assert run("binary_tree", "-o", str(whole)) == 0
     assert "Nothing to compare with" in capsys.readouterr().out
     lines = (whole / "runs.jsonl").read_text().splitlines(keepends=True)
     stopped.mkdir()
@@ -151,21 +191,21 @@ def test_binary_tree_goes_on_where_it_was_stopped(
 
     trained, train = [], toy_training.train
     monkeypatch.setattr(toy_training, "train", lambda *args: trained.append(args) or train(*args))
-    assert reproduce("binary-tree", "-o", str(stopped)) == 0
+    assert run("binary_tree", "-o", str(stopped)) == 0
     assert len(trained) == (len(lines) - 10) * 2  # 3 seeds, two at once
     assert (stopped / "runs.jsonl").read_text() == "".join(lines), "and it is what it would have been"
 
-    assert reproduce("binary-tree", "-o", str(stopped), "--seeds", "2") == 2
+    assert run("binary_tree", "-o", str(stopped), "--seeds", "2") == 2
     assert "runs made with seeds 3, not 2: choose another --output, or --seeds 3" in capsys.readouterr().err
     (stopped / "runs.jsonl").write_text('{"cell": "n=1"}\n')
-    assert reproduce("binary-tree", "-o", str(stopped)) == 2
+    assert run("binary_tree", "-o", str(stopped)) == 2
     assert "does not hold runs of this experiment" in capsys.readouterr().err
 
 
 def test_cost_in_miniature(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quick_policy: None
 ) -> None:
-    from lambda_grpo.experiments import step_share
+    from benchmarks import step_share
 
     monkeypatch.setattr(step_share, "WARM_UP", 0)
     flags = [
@@ -180,7 +220,7 @@ def test_cost_in_miniature(
         "--larger_pairs",
         "0",
     ]
-    assert reproduce("cost", *flags, "-o", str(tmp_path / "out")) == 0
+    assert run("cost", *flags, "-o", str(tmp_path / "out")) == 0
     shown = capsys.readouterr().out
     assert "the paper: 1.19e-07, on another CPU" in shown
     assert "Not compared with what is expected: group_sizes" in shown
@@ -199,7 +239,7 @@ def test_overlap_trains_and_reads_any_run_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], quick_policy: None
 ) -> None:
     flags = ["--tasks", "thinking-sums", "--group_sizes", "3", "--steps", "3"]
-    assert reproduce("overlap", *flags, "-o", str(tmp_path / "trained")) == 0
+    assert run("overlap", *flags, "-o", str(tmp_path / "trained")) == 0
     curves = json.loads((tmp_path / "trained" / "curves.json").read_text())
     assert curves["thinking-sums, groups of 3"]["step"] == [1, 2, 3]
     assert "of 12" in capsys.readouterr().out  # groups: 3 steps of 4 prompts
@@ -210,18 +250,18 @@ def test_overlap_trains_and_reads_any_run_folder(
     row = {"step": 1, "reward": 0.1, **names}
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({"step": 1, "eval_reward": 1}))
     assert overlap.read(folder)["path depth"] == [1.5]
-    assert reproduce("overlap", "--runs", str(folder), "-o", str(tmp_path / "read")) == 0
+    assert run("overlap", "--runs", str(folder), "-o", str(tmp_path / "read")) == 0
     figures = json.loads((tmp_path / "read" / "results.json").read_text())["figures"]
     assert figures[f"{folder} | share of flat groups"] == 0.5
     assert (tmp_path / "read" / "overlap.png").exists()
-    assert reproduce("overlap", "--runs", str(tmp_path), "-o", str(tmp_path / "none")) == 2
+    assert run("overlap", "--runs", str(tmp_path), "-o", str(tmp_path / "none")) == 2
     assert "is no run folder" in capsys.readouterr().err
 
 
 def test_curves_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str], quick_policy: None) -> None:
-    flags = ["--tasks", "lambda_grpo.experiments.rare_branches:HeadSums", "--credits", "grpo,lambda_grpo"]
+    flags = ["--tasks", "experiments.curves.rare_branches:HeadSums", "--credits", "grpo,lambda_grpo"]
     flags += ["--seeds", "1", "--steps", "2", "--validate_every", "1", "--validation_problems", "8"]
-    assert reproduce("curves", *flags, "-o", str(tmp_path / "out")) == 0
+    assert run("curves", *flags, "-o", str(tmp_path / "out")) == 0
     assert "wins" not in capsys.readouterr().out, "one seed gives no verdict"
     rows = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
     assert [row["credit"] for row in rows] == ["grpo", "lambda_grpo"]
@@ -242,13 +282,13 @@ def test_what_curves_come_to_by_hand() -> None:
     base = [0.5, 0.6, 0.4, 0.5, 0.5]
     for change, verdict in (([0.1] * 5, "wins"), ([-0.1] * 5, "loses"), ([0.1, -0.1, 0.1, -0.1, 0], "ties")):
         peaks = [b + c for b, c in zip(base, change, strict=True)]
-        grpo, other = curves_figures.compare([*rows("grpo", base), *rows("lambda_grpo", peaks)])
+        grpo, other = curve_differences.compare([*rows("grpo", base), *rows("lambda_grpo", peaks)])
         assert (grpo.verdict, other.verdict) == ("", verdict)
         assert other.differences["peak"].mean == pytest.approx(sum(change) / 5)
         assert other.estimates["step of the peak"].mean == 5
-        flat = curves_figures.flat([grpo, other])
+        flat = curve_differences.flat([grpo, other])
         assert flat["T | grpo | peak"] == 0.5
-        few = curves_figures.compare([*rows("grpo", base[:4]), *rows("lambda_grpo", peaks[:4])])
+        few = curve_differences.compare([*rows("grpo", base[:4]), *rows("lambda_grpo", peaks[:4])])
         assert few[1].verdict == "too few seeds"
         assert flat["T | lambda_grpo - grpo | peak"] == pytest.approx(sum(change) / 5)
 

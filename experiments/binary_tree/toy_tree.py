@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from experiments.binary_tree.stacked_gpt2 import TokenTree
 from lambda_grpo.errors import InputError
-from lambda_grpo.experiments.stacked_gpt2 import TokenTree
 
 DEPTH = 4
 LEAVES = 2**DEPTH

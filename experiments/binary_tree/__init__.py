@@ -1,0 +1,1 @@
+"""The toy tree of the paper: see README.md."""

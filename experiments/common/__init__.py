@@ -1,0 +1,1 @@
+"""What the experiments share: the command line, expected figures, and a file of finished runs."""

@@ -1,0 +1,1 @@
+"""Training curves of several credits: see README.md."""

@@ -1,0 +1,1 @@
+"""How much completions share during training: see README.md."""
