@@ -1,9 +1,9 @@
 """How a run starts in its folder: anew, from its last whole checkpoint, or not at all.
 
-The same command goes on with an unfinished run. One process at a time: a lock, which ends with the process
-however it ends, keeps others out. A file that was being written when a process was killed is never read:
-files are written aside and renamed (run_folder.py), checkpoints are sealed (checkpoint_folders.py), and
-metrics and rollouts are cut back to the checkpoint.
+The same command goes on with an unfinished run. A lock keeps a second process out, and the system releases it
+however the first ends. A file that was being written when a process was killed is never read: files are
+written aside and renamed (run_folder.py), checkpoints are sealed (checkpoint_folders.py), and metrics and
+rollouts are cut back to the checkpoint.
 """
 
 import errno
@@ -11,16 +11,19 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from lambda_grpo import plain_yaml
 from lambda_grpo.errors import InputError, LambdaGRPOError
 from lambda_grpo.training import checkpoint_folders, multi_rank, run_folder
 
 _LOCK = ".lock"
+_LOCK_IS_READABLE = sys.platform != "win32"  # Windows lets nobody read or write a locked file
 _CONTENT = ("results.json", "compare.json", "compare.png", "curve.png", "report.html", "report.json",
             "before.json", "metrics.jsonl", "rollouts", "completions", "tokenizer", "model",
             "README.md")  # fmt: skip
@@ -89,50 +92,47 @@ def opened(run: WantedRun) -> Iterator[Path | None]:
         InputError: as `check`, or another process trains here.
         LambdaGRPOError: within the block a file could not be written (disk full, folder read-only).
     """
-    lock: list[int] = []
+    with ExitStack() as held:
 
-    def open_it() -> Path | None:
-        check(run)
-        lock.append(_lock(run.folder))
-        check(run)  # another process may have been here until now
-        return _cut_back(run)
+        def open_it() -> Path | None:
+            check(run)
+            held.enter_context(_lock(run.folder))
+            check(run)  # another process may have been here until now
+            return _cut_back(run)
 
-    try:
-        yield multi_rank.on_first(open_it)
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        raise LambdaGRPOError(
-            f"run {str(run.folder)!r} cannot go on: {error}. What its last checkpoint holds is good: make "
-            "room, or let the folder be written to, and give the same command again"
-        ) from error
-    finally:
-        for handle in lock:
-            os.close(handle)
+        try:
+            yield multi_rank.on_first(open_it)
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            raise LambdaGRPOError(
+                f"run {str(run.folder)!r} cannot go on: {error}. What its last checkpoint holds is good: "
+                "make room, or let the folder be written to, and give the same command again"
+            ) from error
 
 
-def _lock(folder: Path) -> int:
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, whose file names this process; the system releases it when the process ends."""
+    path = folder / _LOCK
+    lock = FileLock(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = path.read_text(errors="replace").strip()[:20] if _LOCK_IS_READABLE else ""
+        raise InputError(
+            f"output_dir {str(folder)!r} is in use by another process ({holder or 'unknown'}): wait until it "
+            "has ended, or choose another output_dir"
+        ) from None
     except OSError as error:
         raise _no_folder(folder, error) from error
-    if sys.platform == "win32":  # no flock there: nothing keeps a second process out
-        return handle
-    import fcntl
-
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(handle, 20).decode(errors="replace")
-        os.close(handle)
-        raise InputError(
-            f"output_dir {str(folder)!r} is in use by another process ({holder.strip() or 'unknown'}): wait "
-            "until it has ended, or choose another output_dir"
-        ) from None
-    os.ftruncate(handle, 0)
-    os.write(handle, f"{os.getpid()}\n".encode())
-    return handle
+        if _LOCK_IS_READABLE:
+            path.write_text(f"{os.getpid()}\n")
+        yield
+    finally:
+        lock.release()
 
 
 def _cut_back(run: WantedRun) -> Path | None:
