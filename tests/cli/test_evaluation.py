@@ -17,11 +17,12 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from lambda_grpo import InputError, cli, policy
 from lambda_grpo.evaluating.completions import Sampling, complete, encode
-from lambda_grpo.evaluating.evaluation import Answers, answer, differences, evaluate, summarise
+from lambda_grpo.evaluating.evaluation import Answers, Evaluation, answer, differences, evaluate, summarise
 from lambda_grpo.intervals import Estimate, bootstrap, pass_at_k
 from lambda_grpo.policy import embedded
 from lambda_grpo.tasks import Problem
 from lambda_grpo.tasks.thinking_sums import CHARACTERS, ThinkingSums
+from lambda_grpo.training import results
 
 NAN = math.nan
 ROOT = Path(__file__).parents[2]
@@ -129,6 +130,19 @@ def test_nothing_scorable_is_a_dash_and_no_zero() -> None:
     evaluation = summarise(Answers(nothing, nothing[0], np.ones((2, 2)), {}), [2])
     assert [str(evaluation.sampled_accuracy), str(evaluation.pass_at[2])] == ["–", "–"]
     assert f"{Estimate(0.5, -0.25, 1):+.1f}" == "+0.5 [-0.2, +1.0]"
+
+
+def test_what_was_not_scorable_comes_back_from_strict_json(tmp_path: Path) -> None:
+    """NaN is null in the file, which any reader of JSON takes, and NaN again when a run goes on."""
+    nothing = Estimate(math.nan, math.nan, math.nan)
+    before = Evaluation(nothing, nothing, math.nan, {"reply": math.nan}, {2: nothing}, nothing, 2, 4, 4)
+    results.write_before(tmp_path, before)
+    assert "NaN" not in (tmp_path / "before.json").read_text()
+    read = results.read_before(tmp_path)
+    assert read is not None
+    assert str(read.sampled_accuracy) == str(read.pass_at[2]) == "–"
+    assert math.isnan(read.mean_length)
+    assert math.isnan(read.traits["reply"])
 
 
 def test_paired_differences() -> None:

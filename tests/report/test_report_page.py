@@ -259,6 +259,32 @@ def test_what_was_left_out_is_said_on_the_page(browser, tmp_path):
         assert "row 5: group 'b' of step 0 has one completion" in said
 
 
+def test_an_unscored_completion_is_shown_as_such(browser, tmp_path):
+    rows = [
+        {"group": 0, "tokens": tokens, "reward": r}
+        for tokens, r in ((["a ", "b"], 1.0), (["a ", "c"], None), (["a ", "d"], 0.0), (["e"], 0.0))
+    ]
+    html = write_report([write_jsonl(tmp_path / "r.jsonl", rows)], tmp_path / "r.html").html
+    with opened(browser, html) as page:
+        assert "1 of 4 completions are unscored" in page.locator(".warning").inner_text()
+        assert "1unscored" in page.locator("#group-facts").text_content()
+        leaf = page.locator('.leaf[data-completion="1"]')
+        assert leaf.locator(".value").all_text_contents() == ["1", "unscored", "–"]
+        leaf.click()
+        assert (
+            "unscored: no reward function could score it, 2 tokens"
+            in page.locator("#reader-title").inner_text()
+        )
+        page.locator('.block[data-node="1"]').hover()  # "a ", shared by three; two have a reward
+        shown = tip(page)
+        assert (shown["shared by |λ|"], shown["scored of them"], shown["step reward R̂"]) == (
+            "3 of 4",
+            "2",
+            "0.5",
+        )
+        assert shown["push scored·A"] == "+0.58"  # 1.155 - 0.577
+
+
 def test_long_texts_fold(browser, tmp_path):
     text = "word " * 2000
     rows = [

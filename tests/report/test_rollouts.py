@@ -221,8 +221,8 @@ def spoilt(index, **changes):
 
 BAD: dict[str, tuple[list, str]] = {
     "no reward": (spoilt(1, reward=...), "row 2: reward is missing, expected a finite number"),
-    "null reward": (spoilt(1, reward=None), "row 2: reward is missing"),
-    "nan reward": (spoilt(3, reward=math.nan), "row 4: reward is nan"),
+    "infinite reward": (spoilt(3, reward=math.inf), "row 4: reward is inf"),
+    "advantage of nan": ([{**r, "advantage": math.nan} for r in PLAIN], "row 1: advantage is nan"),
     "text reward": (spoilt(3, reward="good"), "row 4: reward is 'good'"),
     "huge reward": (spoilt(3, reward=10**400), "row 4: reward is 1000"),
     "group of one": (PLAIN[:3], "row 3: group 'b' of step 0 has one completion, expected at least 2"),
@@ -296,11 +296,11 @@ def test_parquet_of_something_else(tmp_path):
         read(tmp_path / "x.parquet")
 
 
-def test_missing_reward_in_parquet_names_the_row(tmp_path):
+def test_bad_reward_in_parquet_names_the_row(tmp_path):
     rows = [row for group in range(3) for row in group_rows(np.random.default_rng(0), 0, group)]
-    rows[17]["reward"] = None
+    rows[17]["reward"] = math.inf
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
-    with pytest.raises(InputError, match=r"x\.parquet, row 18: reward is missing"):
+    with pytest.raises(InputError, match=r"x\.parquet, row 18: reward is inf"):
         read(tmp_path / "x.parquet")
     reader = RolloutReader([tmp_path / "x.parquet"], skip_bad=True)
     assert [group.name for group in reader] == ["0", "1"]

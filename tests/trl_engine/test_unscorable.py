@@ -4,12 +4,15 @@ from functools import partial
 
 import numpy as np
 import pytest
+from tiny_trainers import GROUP, PROMPTS, make_trainer, reward
 
 from lambda_grpo import ProcessTree
 from lambda_grpo.credit import CREDITS
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.engines.trl.trainer import credit_group
 from lambda_grpo.errors import InputError
+from lambda_grpo.report import write_report
+from lambda_grpo.rollouts import RolloutReader
 
 TREE = ProcessTree.build([[5, 6], [5, 7], [5, 8], [9]])
 REWARDS = np.array([1.0, np.nan, 0.0, 0.0])
@@ -73,3 +76,21 @@ def test_credits_per_token_need_ratios_per_token(settings: dict[str, object], na
     config(credit="grpo")
     with pytest.raises(InputError, match=f"'process' gives each token .* {named} needs one advantage"):
         config(credit="process")
+
+
+def test_a_run_with_unscorable_completions_is_reported_whole(tmp_path) -> None:
+    """What training saves of them can be read; their siblings stay in the report."""
+
+    def some(completions: list[str], **_: object) -> list[float | None]:
+        return [None if i % 5 == 0 else r for i, r in enumerate(reward(completions))]
+
+    trainer = make_trainer(tmp_path, trainer_kwargs={"reward_funcs": some}, save_rollouts=True, max_steps=1)
+    trainer.train()
+    groups = list(RolloutReader([tmp_path]))
+    assert len(groups) == len(PROMPTS)
+    rewards = np.concatenate([group.rewards for group in groups])
+    assert np.flatnonzero(np.isnan(rewards)).tolist() == list(range(0, len(PROMPTS) * GROUP, 5))
+    advantages = np.concatenate([group.advantages for group in groups])
+    assert (advantages[np.isnan(rewards)] == 0).all()
+    written = write_report([tmp_path], tmp_path / "report.html")
+    assert (written.groups, written.left_out.rows) == (len(PROMPTS), 0)

@@ -22,6 +22,7 @@ from lambda_grpo.credit.token_credit import (
     own_advantages,
     path_sums,
     step_means,
+    step_sums,
     step_values,
     token_credit,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "path_sums",
     "process",
     "step_means",
+    "step_sums",
     "step_values",
     "tempo",
     "token_credit",

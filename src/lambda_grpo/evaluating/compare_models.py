@@ -4,13 +4,11 @@ The models are run one after the other with the same seed. Of two the difference
 can be clear where their intervals overlap. Every model is looked at before the first is run.
 """
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -84,7 +82,7 @@ def compare(models: Sequence[str], task: Task, setting: Comparison, output: Path
         "versions": {name: version(name) for name in ("lambda-grpo", "torch", "transformers")},
         "rewards": [{"greedy": each.greedy.tolist(), "sampled": each.sampled.tolist()} for each in answers],
     }
-    run_folder.write_json(output, _without_nan(results))
+    run_folder.write_json(output, results)
     console.table(dict(zip(models, evaluations, strict=True)), {})
     if difference:
         console.differences("paired difference, second − first", difference)
@@ -105,12 +103,3 @@ def _run(model: str, task: Task, problems: Sequence[Problem], sampling: Sampling
     with console.progress(f"Evaluating {model}") as shown:
         answers = answer(network, tokenizer, task, problems, sampling, shown)
     return answers, time.monotonic() - started
-
-
-def _without_nan(content: Any) -> Any:
-    """The same with None for NaN, which JSON lacks."""
-    if isinstance(content, Mapping):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content

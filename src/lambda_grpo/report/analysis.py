@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lambda_grpo import measures
-from lambda_grpo.credit import step_means
+from lambda_grpo.credit import step_means, step_sums
 from lambda_grpo.rollouts import Group
 from lambda_grpo.tree import ProcessTree
 
@@ -29,8 +29,8 @@ NODE_COLUMNS = ("parent", "start", "end", "size", "depth")
 
 # What a mean over groups weighs each group by; every other measure counts each group once.
 WEIGHTS = {
-    "reward": "completions",
-    "accuracy": "completions",
+    "reward": "scored",
+    "accuracy": "scored",
     "length": "completions",
     "path_depth": "counted",
     "intermediate_proportion": "counted",
@@ -57,13 +57,14 @@ class Analysis:
 
     Attributes:
         groups: one row per group. `run`, `step`, `group` name it; `completions`, `tokens`,
-            `unique_tokens` are counts, `counted` the completions with at least one token; `reward`,
-            `accuracy`, `length` are means over completions, `spread` is max - min reward;
-            `path_depth`, `intermediate_proportion` (method, section 3.2) are means over counted
+            `unique_tokens` are counts, `counted` the completions with at least one token, `scored` those
+            with a reward; `reward` and `accuracy` are means over scored completions, `length` over all,
+            `spread` is max - min reward; `path_depth` and `intermediate_proportion` are means over counted
             completions; `shared_tokens` is the share of tokens with |λ| > 1; `flat` is 0 or 1; the
             rest is the flaw, see `group_row`. nan where a group does not define a number.
         nodes: one row per process step. `run`, `step`, `group`, `node` name it; `parent`, `start`, `end`,
-            `size`, `depth` are the tree's; `reward` is R̂(λ), `advantage` A(λ).
+            `size`, `depth` are the tree's; `scored` is how many of its completions have a reward, `reward`
+            is R̂(λ) and `advantage` A(λ), their means over these.
     """
 
     groups: Table
@@ -106,7 +107,8 @@ def analyse(
                 nodes.append(_node_rows(group, tree))
             if visit:
                 visit(group, tree, row)
-    names = ("run", "step", "group", "completions", "tokens", "counted", "spread", *GROUP_MEASURES)
+    counts = ("completions", "scored", "counted", "tokens")
+    names = ("run", "step", "group", *counts, "spread", *GROUP_MEASURES)
     table = {name: np.array([row[name] for row in rows]) for name in names}
     return Analysis(table, _joined(nodes))
 
@@ -126,21 +128,24 @@ def group_row(group: Group, tree: ProcessTree, correct_at: float = 1.0) -> dict[
 
     - best_pushed_down: 1 if a best completion (highest reward; several may tie) has tokens whose
       step advantage is negative, else 0; best_tokens_down: how many, mean over the best. nan if all
-      rewards are equal.
+      rewards are equal. Completions that could not be scored are not compared.
     - best_share_down: of the |gradient weight| on the best completions' tokens, the share that pushes down
       (`measures.downward_share`), mean over the best.
     - frequent_share: how much of the group's |gradient weight| falls on its most frequent step
       (`measures.most_frequent_share`); nan for flat groups, which have no frequent step.
     - effective_terms: `measures.effective_terms`, at most `unique_tokens`.
     """
+    nan = float("nan")
     a, once = group.advantages, 1 / tree.size
     counted = measures.counted(tree)
     tokens = int(tree.lengths.sum())
     flat = measures.is_flat(tree)
+    scored = group.scored
     correct = np.where(np.isnan(group.correct), group.rewards >= correct_at, group.correct)
-    best = group.rewards == group.rewards.max()
+    spread = float(np.ptp(group.rewards[scored])) if scored.any() else nan
+    best = scored & (group.rewards == np.max(group.rewards[scored], initial=-np.inf))
     down = measures.tokens_pushed_down(tree, a)[best]
-    nan = float("nan")
+    unequal = spread > 0
     return {
         "run": group.run,
         "step": group.step,
@@ -148,16 +153,17 @@ def group_row(group: Group, tree: ProcessTree, correct_at: float = 1.0) -> dict[
         "completions": tree.num_completions,
         "tokens": tokens,
         "counted": int(counted.sum()),
-        "spread": float(np.ptp(group.rewards)),
-        "reward": float(group.rewards.mean()),
-        "accuracy": float(correct.mean()),
+        "scored": int(scored.sum()),
+        "spread": spread,
+        "reward": _mean(group.rewards),
+        "accuracy": _mean(correct[scored]),
         "length": float(tree.lengths.mean()),
         "path_depth": _mean(measures.path_depth(tree)[counted]),
         "intermediate_proportion": _mean(measures.intermediate_proportion(tree)[counted]),
         "shared_tokens": measures.shared_tokens(tree) / tokens if tokens else nan,
         "flat": float(flat),
-        "best_pushed_down": nan if best.all() else float(down.any()),
-        "best_tokens_down": nan if best.all() else float(down.mean()),
+        "best_pushed_down": float(down.any()) if unequal else nan,
+        "best_tokens_down": float(down.mean()) if unequal else nan,
         "best_share_down_grpo": _mean(measures.downward_share(tree, a)[best]),
         "best_share_down_lambda": _mean(measures.downward_share(tree, a, once)[best]),
         "frequent_share_grpo": nan if flat else measures.most_frequent_share(tree, a),
@@ -178,7 +184,7 @@ def mean_table(groups: Table, by: Sequence[str]) -> Table:
     place = np.array([number[key] for key in keys], np.int64)
     table = {name: np.array([key[i] for key in distinct]) for i, name in enumerate(by)}
     table["groups"] = np.bincount(place, minlength=len(distinct))
-    for name in ("completions", "tokens"):
+    for name in ("completions", "scored", "tokens"):
         table[name] = np.bincount(place, groups[name], len(distinct)).astype(np.int64)
     for name in GROUP_MEASURES:
         values = groups[name].astype(np.float64)
@@ -209,13 +215,24 @@ def _node_rows(group: Group, tree: ProcessTree) -> dict[str, Any]:
         **{name: np.full(tree.num_steps, value) for name, value in same.items()},
         "node": np.arange(tree.num_steps),
         **{name: getattr(tree, name).copy() for name in NODE_COLUMNS},
-        "reward": step_means(tree, group.rewards),
-        "advantage": step_means(tree, group.advantages),
+        **step_columns(group, tree),
+    }
+
+
+def step_columns(group: Group, tree: ProcessTree) -> dict[str, NDArray[Any]]:
+    """(N,) of each process step: how many of its completions were `scored`, and the means over these,
+    R̂(λ) (`reward`, NaN if there are none) and A(λ) (`advantage`, 0 if there are none)."""
+    scored = step_sums(tree, group.scored).astype(np.int64)
+    reward = step_means(tree, np.nan_to_num(group.rewards), group.scored)
+    return {
+        "scored": scored,
+        "reward": np.where(scored > 0, reward, np.nan),
+        "advantage": step_means(tree, group.advantages, group.scored),
     }
 
 
 def _joined(tables: Sequence[Mapping[str, Any]]) -> Table:
-    names = ("run", "step", "group", "node", *NODE_COLUMNS, "reward", "advantage")
+    names = ("run", "step", "group", "node", *NODE_COLUMNS, "scored", "reward", "advantage")
     return {
         name: np.concatenate([table[name] for table in tables]) if tables else np.array([]) for name in names
     }

@@ -4,7 +4,6 @@ The page embeds this object and draws from nothing else; `report.json` is the sa
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,11 @@ from lambda_grpo.errors import InputError
 from lambda_grpo.report.analysis import Analysis, Table, analyse
 from lambda_grpo.report.sample import Sample, group_content
 from lambda_grpo.rollouts import Group, RolloutReader
+from lambda_grpo.training.run_folder import without_nan
 
 SCHEMA = "lambda-grpo/report/1"
+
+_DIGITS = 9  # of each number
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def report_content(paths: Sequence[str | Path], options: ReportOptions) -> dict[
             "files": left_out.files,
             "examples": left_out.examples,
         },
-        "notes": reader.notes,
+        "notes": [*reader.notes, *_unscored_notes(analysis)],
         "groups_total": len(analysis.groups["run"]),
         "groups_cut": cut,
         "groups": shown,
@@ -81,7 +83,8 @@ def report_content(paths: Sequence[str | Path], options: ReportOptions) -> dict[
 
 def as_json(content: Mapping[str, Any]) -> str:
     """Strict JSON in ASCII: nan is null, and lone surrogates stay escapes."""
-    return json.dumps(_finite(content), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    strict = without_nan(content, _DIGITS)
+    return json.dumps(strict, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def _noting_tokens(groups: Iterable[Group], origins: dict[str, dict[str, None]]) -> Iterable[Group]:
@@ -133,15 +136,17 @@ def _runs(
     return runs
 
 
+def _unscored_notes(analysis: Analysis) -> list[str]:
+    """What is to be said of each run some of whose completions have no reward."""
+    table = analysis.runs()
+    counts = zip(table["run"], table["completions"].tolist(), table["scored"].tolist(), strict=True)
+    return [
+        f"{run}: {completions - scored} of {completions} completions are unscored: no reward function could "
+        "score them. They are in the trees, and in no mean of rewards."
+        for run, completions, scored in counts
+        if scored < completions
+    ]
+
+
 def _columns(table: Table) -> dict[str, list[Any]]:
     return {name: values.tolist() for name, values in table.items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.9g}") if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

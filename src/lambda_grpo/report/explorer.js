@@ -9,7 +9,7 @@ const Explorer = (() => {
 
   const SORTS = {
     flaw: (group) => -(group.best_share_down_grpo ?? -1),
-    spread: (group) => -group.spread,
+    spread: (group) => -(group.spread ?? -1),
     depth: (group) => -(group.path_depth ?? 0),
     order: () => 0,
   };
@@ -76,6 +76,7 @@ const Explorer = (() => {
     if (data.runs.length > 1) Show.append(at("group-title").appendChild(Show.make("span", "run-name")), group.run);
     const facts = [
       ["completions", Show.number(group.completions)],
+      ...(group.scored < group.completions ? [["unscored", Show.number(group.completions - group.scored)]] : []),
       ["mean reward", Show.number(group.reward)],
       ["path depth", Show.number(group.path_depth)],
       ["tokens with |λ| > 1", Show.percent(group.shared_tokens)],
@@ -128,16 +129,18 @@ const Explorer = (() => {
   /** Show what a step is, beside its block. */
   function point(n, target) {
     const { group, credit } = state;
-    const { start, end, size, reward, advantage, text } = group.nodes;
+    const { start, end, size, scored, reward, advantage, text } = group.nodes;
+    const [times, part] = scored[n] < size[n] ? ["scored·", "scored/|λ|·"] : ["|λ|·", ""];
     const tip = clear("tip");
     tip.append(Show.append(Show.make("p", "tip-text"), Show.cut(text[n], 320) || "(no text)"));
     const rows = [
       ["tokens", end[n] - start[n] === 1 ? `${start[n]}` : `${start[n]} to ${end[n] - 1} (${Show.number(end[n] - start[n])})`],
       ["shared by |λ|", `${size[n]} of ${group.rewards.length}`],
+      ...(scored[n] < size[n] ? [["scored of them", `${scored[n]}`]] : []),
       ["step reward R̂", Show.number(reward[n])],
       ["step advantage A", Show.signed(advantage[n])],
       ["weight", credit === "grpo" ? "1" : size[n] === 1 ? "1" : `1/${size[n]}`],
-      [credit === "grpo" ? "push |λ|·A" : "push A", Show.signed(Figure.pushes(group, credit)[n])],
+      [`push ${credit === "grpo" ? times : part}A`, Show.signed(Figure.pushes(group, credit)[n])],
       ["of the group's gradient", Show.percent(group.nodes[`share_${credit}`][n])],
     ];
     const list = tip.appendChild(Show.make("dl"));
@@ -175,7 +178,9 @@ const Explorer = (() => {
   function read() {
     const { group, completion } = state;
     const place = group.order.indexOf(completion);
-    at("reader-title").textContent = `Completion ${completion} (${place + 1} of ${group.order.length}): reward ${Show.number(group.rewards[completion])}, advantage ${Show.signed(group.advantages[completion])}, ${Show.number(group.lengths[completion])} tokens`;
+    const scored = group.rewards[completion] !== null;
+    const told = scored ? `reward ${Show.number(group.rewards[completion])}, advantage ${Show.signed(group.advantages[completion])}` : "unscored: no reward function could score it";
+    at("reader-title").textContent = `Completion ${completion} (${place + 1} of ${group.order.length}): ${told}, ${Show.number(group.lengths[completion])} tokens`;
     folded(clear("completion"), path(group, completion).map((n) => [group.nodes.text[n], n]));
     if (!group.texts_exact) {
       const why = group.nodes.text.some((text) => text) ? "Steps are placed in the text by its common characters, so their ends may be off by part of a token; name the policy's tokenizer with --tokenizer for exact ones." : "The file holds token ids only; name the policy's tokenizer with --tokenizer to read them.";

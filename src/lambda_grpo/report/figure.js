@@ -97,8 +97,8 @@ const Figure = (() => {
   /** What is applied, in as many words as fit: "7 × −0.05 = −0.35" under GRPO, "−0.05" under λ-GRPO. */
   function arithmetic(group, n, credit, room) {
     const push = Show.signed(pushes(group, credit)[n]);
-    if (credit !== "grpo" || group.nodes.size[n] === 1) return push;
-    const whole = `${group.nodes.size[n]} × ${Show.signed(group.nodes.advantage[n])} = ${push}`;
+    if (credit !== "grpo" || group.nodes.scored[n] < 2) return push;
+    const whole = `${group.nodes.scored[n]} × ${Show.signed(group.nodes.advantage[n])} = ${push}`;
     return whole.length <= room ? whole : push;
   }
 
@@ -157,9 +157,10 @@ const Figure = (() => {
       const y = HEAD + i * row;
       const leaf = element("g", { class: "leaf", "data-completion": completion }, svg);
       element("rect", { x: x - 6, y, width: right - 6, height: row - 1.5, rx: 3 }, leaf);
-      const dot = Colour.css(Colour.diverging(Colour.position(group.advantages[completion], most)));
+      const scored = group.rewards[completion] !== null;
+      const dot = scored ? Colour.css(Colour.diverging(Colour.position(group.advantages[completion], most))) : "none";
       element("circle", { cx: x, cy: y + row / 2, r: Math.min(4, row / 3), fill: dot, class: "leaf-dot" }, leaf);
-      const values = [String(completion), Show.number(group.rewards[completion]), Show.signed(group.advantages[completion])];
+      const values = [String(completion), scored ? Show.number(group.rewards[completion]) : "unscored", scored ? Show.signed(group.advantages[completion]) : "–"];
       columns.forEach(([, at], k) => (element("text", { x: x + at, y: y + row / 2 + 3.7, class: k ? "value" : "value index" }, leaf).textContent = values[k]));
       leaf.addEventListener("click", () => on.select(group.leaf[completion], completion));
     });

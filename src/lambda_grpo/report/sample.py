@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lambda_grpo import measures
-from lambda_grpo.credit import step_means
+from lambda_grpo.report.analysis import step_columns
 from lambda_grpo.rollouts import Group
 from lambda_grpo.rollouts.tokens import FALLBACK, Tokeniser, pieces
 from lambda_grpo.tree import ProcessTree
@@ -94,8 +94,8 @@ def node_columns(group: Group, tree: ProcessTree) -> dict[str, list[float]]:
     """The numbers of each process step: the tree's, R̂(λ), A(λ), what either credit pushes a token of it by
     (`measures.gradient_weight`), and its share of the group's |gradient weight|, nan if there is none."""
     columns = {name: getattr(tree, name) for name in ("parent", "start", "end", "size", "depth", "first")}
-    columns["reward"] = step_means(tree, group.rewards)
-    columns["advantage"] = step_means(tree, group.advantages).round(9)
+    columns |= step_columns(group, tree)
+    columns["advantage"] = columns["advantage"].round(9)
     for credit, weights in (("grpo", np.ones(tree.num_steps)), ("lambda", 1 / tree.size)):
         push = measures.gradient_weight(tree, group.advantages, weights)
         mass = np.abs(push) * (tree.end - tree.start)

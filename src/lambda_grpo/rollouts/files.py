@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from lambda_grpo.errors import InputError
-from lambda_grpo.rollouts.values import short
+from lambda_grpo.rollouts.values import MISSING, short
 
 _BATCH = 2048  # rows of a Parquet file decoded at a time
 # What a row may ask for. A completion takes far less, and 64 MB of `[],[],…` are already 1.3 GB in memory.
@@ -229,6 +229,8 @@ def _json_lines(file: Path, report: OnProblem) -> Iterator[_Row]:
             else:
                 names = [name for name in first if name in values] if fmt.name == "TRL" else list(values)
                 ours = {name: values[column] for name, column in _our_names(fmt, names).items()}
+                if missing:
+                    ours["reward"] = MISSING
                 if fmt.name == "verl" and step is not None:
                     ours.setdefault("step", step)
                 yield fmt, number, ours

@@ -15,8 +15,10 @@ from lambda_grpo.rollouts.values import (
     BadRow,
     Float64,
     Int32,
+    is_unscored,
     numbers,
     right_or_wrong,
+    scores,
     text,
     token_ids,
     token_strings,
@@ -36,8 +38,9 @@ class Group:
         texts: G completions; empty if the file holds token ids only.
         token_ids: G int32 arrays.
         token_texts: G lists of token strings; empty if they are not known.
-        rewards, advantages: (G,) float64, finite; the file's own advantages where it has them, else
-            `group_advantage(rewards)`.
+        rewards: (G,) float64; NaN where no reward function could score the completion.
+        advantages: (G,) float64, finite; the file's own where it has them, else `group_advantage` of the
+            rewards that are known. 0 for unscored completions, unless the file says otherwise.
         correct: (G,) float64, 1 right, 0 wrong, nan where the file does not say.
         contexts: (G,) int, equal where prompts are equal; different prompts share no step.
         tokens_from: what made the token ids.
@@ -55,6 +58,11 @@ class Group:
     correct: Float64
     contexts: NDArray[np.int64]
     tokens_from: str
+
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        """(G,) the completions that have a reward. The others are in the tree, and in no mean of rewards."""
+        return ~np.isnan(self.rewards)
 
 
 @dataclass(frozen=True)
@@ -86,10 +94,7 @@ def make_group(rows: FileRows, wanted: GroupRows, step: int, tokeniser: Tokenise
     if wanted.reward_columns:
         rewards = trl_tables.total_reward(columns, wanted.reward_columns)
     else:
-        rewards = numbers(columns.get("reward", [None] * size), "reward")
-    advantages = (
-        numbers(columns["advantage"], "advantage") if "advantage" in columns else group_advantage(rewards)
-    )
+        rewards = scores(columns.get("reward", [None] * size), "reward")
     prompts = [text(i, value, "prompt") for i, value in enumerate(columns.get("prompt", [""] * size))]
     firsts: dict[str, int] = {}  # each prompt's first row
     texts = _texts(columns)
@@ -104,11 +109,24 @@ def make_group(rows: FileRows, wanted: GroupRows, step: int, tokeniser: Tokenise
         token_ids=ids,
         token_texts=strings,
         rewards=rewards,
-        advantages=advantages,
+        advantages=_advantages(columns, rewards),
         correct=np.array([right_or_wrong(i, value) for i, value in enumerate(correct)]),
         contexts=np.array([firsts.setdefault(prompt, i) for i, prompt in enumerate(prompts)]),
         tokens_from=tokens_from,
     )
+
+
+def _advantages(columns: Mapping[str, Sequence[Any]], rewards: Float64) -> Float64:
+    """(G,) the file's own, or those of the rewards that are known; 0 where there is nothing to tell."""
+    scored = ~np.isnan(rewards)
+    if "advantage" in columns:
+        given = zip(columns["advantage"], scored, strict=True)
+        return numbers(
+            [0 if is_unscored(value) and not told else value for value, told in given], "advantage"
+        )
+    advantages = np.zeros(len(rewards))
+    advantages[scored] = group_advantage(rewards[scored])
+    return advantages
 
 
 def _texts(columns: Mapping[str, Sequence[Any]]) -> list[str]:

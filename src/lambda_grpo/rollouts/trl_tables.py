@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lambda_grpo.rollouts.values import BadRow, Float64, number, numbers
+from lambda_grpo.rollouts.values import Float64, number, scores
 
 _OWN_COLUMNS = {"step", "prompt", "completion", "advantage"}
 
@@ -49,7 +49,8 @@ def reward_columns(
 
     Reward functions are columns of floats. The user's own columns come after them: of the columns of
     floats the longest row, from the first on, is taken whose sum has the shape of TRL's advantages in
-    every group. If none has (weighted reward functions), it is all of them, and false.
+    every group, rows that no function scored aside. If none has (weighted reward functions), it is all of
+    them, and false.
 
     Args:
         columns: a table's columns.
@@ -66,7 +67,9 @@ def reward_columns(
     values = np.array([[number(value) for value in columns[name]] for name in names])
     sums = np.cumsum(np.nan_to_num(values), axis=0)
     for count in range(len(names), 0, -1):
-        if all(_same_shape(sums[count - 1, list(rows)], advantages[list(rows)]) for rows in groups):
+        scored = ~np.isnan(values[:count]).all(axis=0)
+        told = [np.array(rows)[scored[list(rows)]] for rows in groups]
+        if all(_same_shape(sums[count - 1, rows], advantages[rows]) for rows in told):
             return names[:count], True
     return names, False
 
@@ -74,18 +77,21 @@ def reward_columns(
 def total_reward(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Float64:
     """The sum of the reward functions `names` for each row of one group; empty ones count 0, as in TRL.
 
+    NaN for a row that no function scored.
+
     Raises:
-        BadRow: a row that no function scored, or a number that is not finite.
+        BadRow: a number that is not finite.
     """
-    per_function = np.array([[number(value) for value in columns[name]] for name in names])
-    missing = np.flatnonzero(np.isnan(per_function).all(axis=0))
-    if len(missing):
-        raise BadRow(int(missing[0]), f"reward is missing: {', '.join(names)} are all empty")
-    return numbers(np.nansum(per_function, axis=0).tolist(), "reward")
+    per_function = np.array([scores(columns[name], name) for name in names])
+    total = np.nansum(per_function, axis=0)
+    total[np.isnan(per_function).all(axis=0)] = np.nan
+    return scores(total.tolist(), "reward")
 
 
 def _same_shape(rewards: Float64, advantages: Float64) -> bool:
     """Whether advantages are the rewards, shifted and scaled by a positive number."""
+    if len(rewards) == 0:
+        return True
     r, a = rewards - rewards.mean(), advantages - advantages.mean()
     size_r, size_a = np.linalg.norm(r), np.linalg.norm(a)
     if size_r < 1e-6 or size_a < 1e-6:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,11 @@ Float64 = NDArray[np.float64]
 Int32 = NDArray[np.int32]
 
 _LARGEST = 1e100  # of rewards and advantages: sums of their squares stay finite
+
+_PLACEHOLDER = re.compile(r"\w+ [\d×]+, [0-9a-f]{8}")  # of an image, by `run_folder.write_rollouts`
+
+MISSING: Any = object()
+"""Stands for the reward of a row that has no such column, which is a fault of the file; null is not."""
 
 
 class BadRow(Exception):
@@ -29,12 +35,33 @@ def numbers(values: Sequence[Any], name: str) -> Float64:
         BadRow: a value that is missing, no number, not finite, or so large that its square might not be.
     """
     out = np.array([number(value) for value in values], np.float64)
-    bad = np.flatnonzero(~np.isfinite(out))
+    _check_numbers(values, name, np.isfinite(out))
+    return out
+
+
+def scores(values: Sequence[Any], name: str) -> Float64:
+    """Rewards, one per row; NaN where the file has null or NaN: no reward function could score the row.
+
+    Raises:
+        BadRow: as `numbers`, for all other values.
+    """
+    out = np.array([number(value) for value in values], np.float64)
+    unscored = [is_unscored(value) for value in values]
+    _check_numbers(values, name, np.isfinite(out) | unscored)
+    return out
+
+
+def is_unscored(value: Any) -> bool:
+    """Whether this is what trainers write for a completion that no reward function could score."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _check_numbers(values: Sequence[Any], name: str, good: NDArray[np.bool_]) -> None:
+    bad = np.flatnonzero(~good)
     if len(bad):
         i = int(bad[0])
-        got = "is missing" if values[i] is None else f"is {short(values[i])}"
+        got = "is missing" if values[i] is None or values[i] is MISSING else f"is {short(values[i])}"
         raise BadRow(i, f"{name} {got}, expected a finite number (of at most {_LARGEST:g} in size)")
-    return out
 
 
 def number(value: Any) -> float:
@@ -124,13 +151,22 @@ def _joined(messages: list[dict[str, Any]]) -> str:
     for message in messages:
         content = message.get("content")
         if isinstance(content, list):
-            content = "".join(str(block.get("text") or f"[{block.get('type')}]") for block in content)
+            content = "".join(map(_block, content))
         calls = message.get("tool_calls")
         said = (content or "") + (json.dumps(calls, ensure_ascii=False) if calls else "")
         parts.append((message["role"], said))
     if len(parts) == 1:
         return str(parts[0][1])
     return "\n".join(f"[{role}] {said}" for role, said in parts)
+
+
+def _block(block: dict[str, Any]) -> str:
+    """A text, or what stands for an image: `[image 640×480, 1f0a92cc]` in our run folders, else `[image]`."""
+    if block.get("text"):
+        return str(block["text"])
+    kind = str(block.get("type"))
+    note = block.get(kind)
+    return f"[{note if isinstance(note, str) and _PLACEHOLDER.fullmatch(note) else kind}]"
 
 
 def short(value: Any) -> str:

@@ -1,6 +1,7 @@
 """How a run went: the content of its results.json, which is written last, and of its before.json."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -79,7 +80,7 @@ def read(folder: Path) -> Trained:
         after=_evaluation(content["after"]),
         steps=content["steps"],
         model_step=content["model_step"],
-        validated=Validated(**content["validation"]) if content["validation"] else None,
+        validated=Validated(**_with_nan(content["validation"])) if content["validation"] else None,
         seconds=content["seconds"],
         resumed_from=content.get("resumed_from"),
     )
@@ -99,8 +100,14 @@ def _evaluation(content: Mapping[str, Any]) -> Evaluation:
     estimates = ("sampled_accuracy", "greedy_accuracy", "mean_reward")
     return Evaluation(
         **{
-            **content,
-            **{name: Estimate(**content[name]) for name in estimates},
-            "pass_at": {int(k): Estimate(**estimate) for k, estimate in content["pass_at"].items()},
+            **_with_nan(content),
+            **{name: Estimate(**_with_nan(content[name])) for name in estimates},
+            "pass_at": {int(k): Estimate(**_with_nan(each)) for k, each in content["pass_at"].items()},
+            "traits": _with_nan(content["traits"]),
         }
     )
+
+
+def _with_nan(content: Mapping[str, Any]) -> dict[str, Any]:
+    """NaN where JSON has null."""
+    return {name: math.nan if value is None else value for name, value in content.items()}

@@ -21,6 +21,7 @@ import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,9 +69,27 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def without_nan(content: Any, digits: int = 17) -> Any:
+    """The same with null for what JSON lacks: NaN and infinity.
+
+    Args:
+        content: lists, mappings, texts and numbers, in one another.
+        digits: of the numbers; 17 tell all of them apart.
+    """
+    if isinstance(content, float):
+        return float(f"{content:.{digits}g}") if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: without_nan(value, digits) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value, digits) for value in content]
+    return content
+
+
 def write_json(path: Path, content: Any) -> None:
+    """Strict JSON: what is no finite number becomes null."""
     with written_whole(path) as aside:
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(without_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
+        aside.write_text(text + "\n")
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
@@ -82,12 +101,8 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
 
 def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
     """Add one line to metrics.jsonl; what is no finite number becomes null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
     with (folder / "metrics.jsonl").open("a") as handle:
-        handle.write(json.dumps(finite) + "\n")
+        handle.write(json.dumps(without_nan(row)) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -132,7 +147,7 @@ class Rollouts:
         groups: (B,) int, the same number for completions of one prompt; numbered within the step.
         prompts, completions: B texts or lists of chat messages.
         token_ids: B lists of the completion's token ids.
-        rewards, advantages: (B,) float.
+        rewards, advantages: (B,) float; a reward is NaN if no function could score the completion.
     """
 
     step: int
@@ -146,21 +161,21 @@ class Rollouts:
 
 
 def write_rollouts(folder: str | Path, rollouts: Rollouts, rank: int = 0) -> Path:
-    """Write one generation batch to `folder/rollouts/`; chat messages are stored as JSON."""
+    """Write one generation batch to `folder/rollouts/`.
+
+    Chat messages are stored as JSON, in which a placeholder stands for an image; a reward of NaN as null.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    def text(value: Any) -> str:
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     table = pa.table(
         {
             "step": pa.array([rollouts.step] * len(rollouts.prompts), pa.int64()),
             "group": pa.array(rollouts.groups, pa.int64()),
-            "prompt": pa.array([text(prompt) for prompt in rollouts.prompts], pa.string()),
-            "completion": pa.array([text(completion) for completion in rollouts.completions], pa.string()),
+            "prompt": pa.array([_text(prompt) for prompt in rollouts.prompts], pa.string()),
+            "completion": pa.array([_text(completion) for completion in rollouts.completions], pa.string()),
             "token_ids": pa.array([list(ids) for ids in rollouts.token_ids], pa.list_(pa.int32())),
-            "reward": pa.array(np.asarray(rollouts.rewards, np.float64)),
+            "reward": pa.array(np.asarray(rollouts.rewards, np.float64), from_pandas=True),
             "advantage": pa.array(np.asarray(rollouts.advantages, np.float64)),
         }
     )
@@ -169,3 +184,17 @@ def write_rollouts(folder: str | Path, rollouts: Rollouts, rank: int = 0) -> Pat
     with written_whole(path) as aside:
         pq.write_table(table, aside, compression="zstd")
     return path
+
+
+def _text(value: Any) -> str:
+    """A text as it is, chat messages as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_placeholder)
+
+
+def _placeholder(value: Any) -> str:
+    """What stands for an image: kind, size and checksum, by which different images stay different prompts."""
+    if not hasattr(value, "tobytes"):
+        return f"[{type(value).__name__}]"
+    picture = hasattr(value, "mode")  # Pillow's; numpy's have a shape
+    size = "×".join(map(str, value.size if picture else value.shape))
+    return f"{'image' if picture else 'array'} {size}, {zlib.crc32(value.tobytes()):08x}"
