@@ -27,9 +27,13 @@ goes over the recipe, the recipe over the default. In Python, `LambdaGRPOConfig`
 table. A name that does not exist is an error that names the nearest one.
 
 ```sh
-lambda-grpo train --config recipes/thinking-sums.yaml --credit lambda_grpo_matched
+lambda-grpo train --config recipes/default.yaml --credit lambda_grpo_matched
 lambda-grpo train --help-all
 ```
+
+Without `--config` the recipe is [recipes/default.yaml](../recipes/default.yaml), which suits the embedded
+policy; with `--model` and another model it is
+[recipes/default-other-model.yaml](../recipes/default-other-model.yaml), which holds TRL's own defaults.
 
 `lambda-grpo train` sets these itself, unless told otherwise: `use_cpu` where there is no GPU, `bf16` where
 there is one, `report_to: none`, `logging_steps: 1`, `save_rollouts: true`; and `validate_every` stands for

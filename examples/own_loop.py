@@ -94,7 +94,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    model, tokenizer = load_policy(args.model or str(embedded_policy()))
+    model, tokenizer = load_policy(args.model or str(embedded_policy()), dtype=torch.float32)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     for step, reward in enumerate(train(model, tokenizer, args.steps), start=1):

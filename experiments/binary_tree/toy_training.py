@@ -116,7 +116,7 @@ def policies(model: str, seeds: Sequence[int]) -> Policies:
             made.append(GPT2LMHeadModel(shapes[model]))
     else:
         try:
-            loaded = GPT2LMHeadModel.from_pretrained(model)
+            loaded = GPT2LMHeadModel.from_pretrained(model, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"model {model!r}: expected tiny, gpt2-small, or a folder or Hub id of a GPT-2: {error}"

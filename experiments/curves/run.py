@@ -102,7 +102,7 @@ def train(settings: Mapping[str, Any], model: str, task: str, credit: str, seed:
     sizes = splits.Sizes(prompts * steps, settings["validation_problems"], 1)
     problems = splits.draw(scorer, sizes, seed)
     with tempfile.TemporaryDirectory() as folder:
-        start, tokenizer = policy.load_policy(model)
+        start, tokenizer = policy.load_policy(model, dtype="float32")
         trainer = LambdaGRPOTrainer(
             start,
             training.reward_function(scorer, problems.train),

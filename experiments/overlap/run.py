@@ -64,7 +64,7 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
 
 
 def train(settings: Mapping[str, Any], task: str, size: int) -> Curves:
-    """Train one policy with the recipe `thinking-sums` changed to these settings; its curves."""
+    """Train one policy with the recipe `default` changed to these settings; its curves."""
     from lambda_grpo.training import train as training
     from lambda_grpo.training.settings import resolve
 
@@ -84,9 +84,7 @@ def train(settings: Mapping[str, Any], task: str, size: int) -> Curves:
             "output_dir": f"{folder}/run",
         }
         print(f"{task}, groups of {size}")
-        training.train(
-            resolve("thinking-sums", [part for k, v in flags.items() for part in (f"--{k}", str(v))])
-        )
+        training.train(resolve("default", [part for k, v in flags.items() for part in (f"--{k}", str(v))]))
         return read(Path(folder) / "run")
 
 

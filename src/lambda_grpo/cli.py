@@ -41,6 +41,7 @@ settings:
   --validate_every N  validate on held-out problems every N steps and keep the best checkpoint
   --early_stopping_patience N  stop after N validations without a new best
   --report_every N    refresh report.html in the run folder every N steps
+  --dtype DTYPE       precision of the weights: float32 (the default), bfloat16, float16, auto
   --lora_r R          train low-rank adapters instead of all weights
   --dry_run           two steps with a tiny random model, offline, to see whether the settings fit together
   --help-all          list every setting"""
@@ -66,7 +67,10 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     train.add_argument(
-        "--config", default="thinking-sums", metavar="RECIPE", help="a YAML file, or the name of one of ours"
+        "--config",
+        default="",
+        metavar="RECIPE",
+        help="a YAML file, or the name of one of ours (default for embedded, default-other-model for others)",
     )
     report = commands.add_parser("report", help="show the hidden process reward model of rollouts")
     if command == "report":
@@ -130,6 +134,7 @@ def _train(recipe: str, flags: Sequence[str]) -> int:
         raise missing_extra(str(error.name), "train") from error
     # TRL 1.16 sets what transformers 5.24 has renamed, at every start.
     warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing", FutureWarning)
+    recipe = recipe or settings.default_recipe(flags)  # a dry run replaces the model, not the recipe
     resolved = settings.resolve(recipe, flags)
     multi_rank.expect_all_started()
     multi_rank.quiet_others()

@@ -102,7 +102,7 @@ def test_a_credit_gets_the_parameters_it_takes(monkeypatch: pytest.MonkeyPatch) 
         '{"tau": 0.5}',
         "--output_dir=x",
     ]
-    settings = resolve("thinking-sums", flags)
+    settings = resolve("default", flags)
     runs_of = {credit: settings.for_credit(credit) for credit in settings.credits}
     assert runs_of["grpo"].config.credit_kwargs == {}
     assert runs_of["softened"].config.credit_kwargs == {"tau": 0.5}

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Qwen2Config
 
 from lambda_grpo import InputError, policy
 from lambda_grpo.policy import embedded
@@ -26,6 +27,15 @@ def test_tokenizer_is_one_token_per_character(tmp_path: Path) -> None:
         assert len(each(text)["input_ids"]) == len(text)
         assert each.decode(each(text)["input_ids"]) == text
         assert each.decode([each.eos_token_id, each.pad_token_id], skip_special_tokens=True) == ""
+
+
+def test_unknown_characters_do_not_vanish(tmp_path: Path) -> None:
+    """Beside a Qwen2 transformers loads Qwen2's own class of tokenizer, which leaves them out: a prompt may be empty."""
+    policy.character_tokenizer("01").save_pretrained(tmp_path)
+    Qwen2Config().save_pretrained(tmp_path)
+    tokenizer = policy.load_tokenizer(str(tmp_path))
+    assert tokenizer("7+1=")["input_ids"] == [2, 2, 4, 2]  # <pad>, <eos>, <unk>, 0, 1
+    assert tokenizer.padding_side == "left"
 
 
 def test_embedded_policy_is_made_once(quick: Path) -> None:

@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from lambda_grpo import InputError, cli, policy
+from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.tasks import Problem
 from lambda_grpo.tasks.chat import Chat
 from lambda_grpo.tasks.thinking_sums import ThinkingSums
@@ -58,6 +59,33 @@ def test_section_3_2(size: int, steps: int, rate: float) -> None:
     assert (config.num_generations, config.max_steps, config.learning_rate) == (size, steps, rate)
     assert config.generation_batch_size == 4 * size
     assert settings.options.train_problems == 4 * steps
+
+
+# Those that are used where none is named
+
+
+def test_the_default_recipe_belongs_to_the_embedded_policy() -> None:
+    """Any other model gets TRL's own defaults: here are all settings that decide the size of a step."""
+    for flags in ([], ["--model", "embedded"], ["--task=sequences"]):
+        config = resolve("", flags).config
+        assert (config.learning_rate, config.per_device_train_batch_size) == (1e-4, 256)
+        assert config.gradient_checkpointing is False
+    trl = LambdaGRPOConfig(output_dir="out", use_cpu=True, bf16=False)
+    ours = {"output_dir", "use_cpu", "bf16", "report_to", "logging_steps", "save_rollouts",
+            "restore_callback_states_from_checkpoint", "logging_dir"}  # fmt: skip
+    for flags in (["--model", "Qwen/Qwen2.5-0.5B-Instruct"], ["--model=./mine", "--use_cpu", "--bf16=false"]):
+        config = resolve("", flags).config
+        found, expected = config.to_dict(), trl.to_dict()
+        assert {name for name in expected if found[name] != expected[name]} <= ours
+    assert resolve("", ["--model", "mine", "--learning_rate=1e-5"]).config.learning_rate == 1e-5
+    assert resolve("default", ["--model", "mine"]).config.learning_rate == 1e-4  # asked for by name
+
+
+def test_a_dry_run_replaces_the_model_and_not_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """A step takes 32 problems with the embedded policy's recipe, and one with the other, so the least is made: 4."""
+    for flags, problems in (([], 32), (["--model", QWEN], 4)):
+        assert cli.main(["train", "--dry_run", *flags]) == 0
+        assert f"train_problems: 10000 → {problems}\n" in capsys.readouterr().out
 
 
 # Each runs
@@ -131,18 +159,18 @@ def test_a_dry_run_finds_settings_that_do_not_fit(capsys: pytest.CaptureFixture[
 
 def test_extends(tmp_path: Path) -> None:
     base, recipe = tmp_path / "base.yaml", tmp_path / "mine.yaml"
-    base.write_text("extends: thinking-sums\nlearning_rate: 1.0e-3\nmax_steps: 7\n")
+    base.write_text("extends: default\nlearning_rate: 1.0e-3\nmax_steps: 7\n")
     recipe.write_text(f"extends: {base}\nmax_steps: 9\n")
     config = resolve(str(recipe), ["--num_generations", "4"]).config
     assert (config.learning_rate, config.max_steps, config.num_generations) == (1e-3, 9, 4)
-    assert config.adam_beta2 == 0.95  # of thinking-sums
+    assert config.adam_beta2 == 0.95  # of the default
     assert "extends" not in resolve(str(recipe), []).explicit
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("extends: thinking-sum", "unknown recipe 'thinking-sum': did you mean 'thinking-sums'"),
+        ("extends: defualt", "unknown recipe 'defualt': did you mean 'default'"),
         ("extends: 3", "extends: expected the name of a recipe, got 3"),
         ("extends: {me}", "extends itself: {me} → {me}"),
     ],
@@ -182,7 +210,7 @@ def test_a_task_asked_as_a_chat() -> None:
 )
 def test_adapters_with_mistakes(flag: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        resolve("thinking-sums", [flag])
+        resolve("default", [flag])
 
 
 @pytest.mark.slow

@@ -257,5 +257,5 @@ def test_batches_of_validation_hold_whole_groups_of_equal_number() -> None:
         (["--validation_problems=7", "--per_device_train_batch_size=8"], 8),
         (["--validation_problems=64", "--num_generations_eval=1"], 64),
     ):
-        config = resolve("thinking-sums", ["--validate_every=5", *arguments]).config
+        config = resolve("default", ["--validate_every=5", *arguments]).config
         assert config.per_device_eval_batch_size == rows

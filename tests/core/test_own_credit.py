@@ -169,7 +169,7 @@ def test_training_with_a_credit_of_ones_own(
     (row,) = (row for row in run_folder.read_metrics(tmp_path / "a") if "loss" in row)
     assert row["credit/mean_weight"] == 0.5
 
-    both = resolve("thinking-sums", [*flags, scaled, "--compare=my_credits:scaled,my_credits.py:same"])
+    both = resolve("default", [*flags, scaled, "--compare=my_credits:scaled,my_credits.py:same"])
     configs = [both.for_credit(name).config for name in both.credits]
     assert [Path(c.output_dir).name for c in configs] == ["my_credits-scaled", "my_credits-py-same"]
     assert [c.credit_kwargs for c in configs] == [{"by": 0.5}, {}]

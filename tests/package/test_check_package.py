@@ -7,7 +7,7 @@ from pathlib import Path
 import check_package
 import pytest
 
-RECIPE = "lambda_grpo/recipes/thinking-sums.yaml"
+RECIPE = "lambda_grpo/recipes/default.yaml"
 
 
 def wheel(folder: Path, version: str = "0.1.0", without: str = "", besides: str = "") -> Path:

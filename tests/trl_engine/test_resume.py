@@ -375,9 +375,9 @@ def test_disk_errors_within_a_run_are_explained(tmp_path: Path) -> None:
 
 
 def test_settings_that_only_validate_keep_a_checkpoint_to_go_on_from() -> None:
-    config = resolve("thinking-sums", ["--validate_every=5"]).config
+    config = resolve("default", ["--validate_every=5"]).config
     assert (config.save_strategy, config.save_steps, config.save_total_limit) == ("steps", 5, 1)
-    assert resolve("thinking-sums", []).config.save_steps == 20
+    assert resolve("default", []).config.save_steps == 20
 
 
 def test_early_stopping_survives(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,19 @@
 """Load a causal language model and its tokenizer from a local folder or the Hugging Face Hub."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from lambda_grpo.errors import InputError
 
@@ -35,8 +43,22 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     Raises:
         InputError: as `load_policy`.
     """
+    kind = PreTrainedTokenizerFast if _is_generic(Path(model)) else AutoTokenizer
     with _loading(model):
-        return AutoTokenizer.from_pretrained(model, padding_side="left", trust_remote_code=trust_remote_code)
+        return kind.from_pretrained(model, padding_side="left", trust_remote_code=trust_remote_code)
+
+
+def _is_generic(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer that is all in its tokenizer.json, with no class of its own.
+
+    AutoTokenizer takes it for the one that models of this type usually have. With Qwen2's, characters that
+    the vocabulary lacks vanish, where tokenizer.json makes them `<unk>`.
+    """
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (folder / "tokenizer.json").is_file() and settings.get("tokenizer_class") == "TokenizersBackend"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from lambda_grpo import policy
 from lambda_grpo.credit import get_credit
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.errors import InputError
+from lambda_grpo.training import precision
 
 
 @dataclass
@@ -25,6 +26,13 @@ class TrainOptions:
     model: str = field(
         default=policy.EMBEDDED,
         metadata={"help": "Local folder, Hub id, or `embedded` for the policy made on this machine."},
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Precision of the weights in training: float32, bfloat16, float16, or auto for the "
+            "checkpoint's."
+        },
     )
     task: str = field(default="thinking-sums", metadata={"help": "Name of the task."})
     system_prompt: str = field(
@@ -136,6 +144,7 @@ def check(options: TrainOptions, config: LambdaGRPOConfig) -> None:
     ):
         if getattr(options, name) < least:
             raise InputError(f"{name}: expected at least {least}, got {getattr(options, name)}")
+    precision.check(options.dtype, config.fp16)
     if not 0 <= options.lora_dropout < 1:
         raise InputError(f"lora_dropout: expected at least 0 and below 1, got {options.lora_dropout}")
     if not isinstance(options.compare, str):

@@ -1,5 +1,6 @@
 """Settings of `lambda-grpo train`: defaults ← recipe ← flags, checked before anything long runs.
 
+Without a recipe, recipes/default.yaml is used, and recipes/default-other-model.yaml with `--model X`.
 A recipe with the key `extends` is laid over another one: the name of one of ours, or a path.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from lambda_grpo import plain_yaml
+from lambda_grpo import plain_yaml, policy
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.training import multi_rank
@@ -45,8 +46,18 @@ class _Parser(HfArgumentParser):
         raise InputError(message)
 
 
+def default_recipe(flags: Sequence[str]) -> str:
+    """The recipe where none is named: one suits the embedded policy, and one all others.
+
+    Raises:
+        InputError: `--model` without a name.
+    """
+    model = _Parser().parse_known_args(list(flags))[0].model
+    return "default" if model == policy.EMBEDDED else "default-other-model"
+
+
 def resolve(recipe: str, flags: Sequence[str]) -> TrainSettings:
-    """Read the recipe (a path, or the name of one of ours) and lay the flags over it.
+    """Read the recipe (a path, or the name of one of ours; empty: the default) and lay the flags over it.
 
     Raises:
         InputError: no such recipe, an unknown key or flag (with the nearest miss), a value that does not fit.
@@ -55,6 +66,7 @@ def resolve(recipe: str, flags: Sequence[str]) -> TrainSettings:
     if "--help-all" in flags:
         parser.print_help()
         raise SystemExit(0)
+    recipe = recipe or default_recipe(flags)
     content = _read_recipe(recipe)
     given = _names_given(recipe, content, flags)
     on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())

@@ -24,6 +24,7 @@ from lambda_grpo.training import (
     checkpoint_folders,
     curve_picture,
     multi_rank,
+    precision,
     results,
     run_folder,
     splits,
@@ -72,16 +73,15 @@ def train(settings: TrainSettings) -> Trained:
     task = get_task(options.task)
     if options.system_prompt:
         task = Chat(task, options.system_prompt)
+    how = {"trust_remote_code": config.trust_remote_code}
+    how |= precision.loading(options.dtype, config.model_init_kwargs)
     loaded = None
     if options.model != policy.EMBEDDED:
-        loaded = policy.load_policy(
-            options.model,
-            **{"trust_remote_code": config.trust_remote_code} | (config.model_init_kwargs or {}),
-        )
+        loaded = policy.load_policy(options.model, **how)
     problems = _draw(task, settings)
     with start_or_resume.opened(run) as checkpoint:
         multi_rank.on_first(lambda: _begin(run, checkpoint))
-        model, tokenizer = loaded or _embedded()
+        model, tokenizer = loaded or _embedded(how["dtype"])
         if multi_rank.is_first():
             with run_folder.folder_written_whole(run.folder / "tokenizer") as aside:
                 tokenizer.save_pretrained(aside)
@@ -101,10 +101,10 @@ def _begin(run: start_or_resume.WantedRun, checkpoint: Path | None) -> None:
     console.run_starts(run.folder, step, multi_rank.count())
 
 
-def _embedded() -> tuple[Any, Any]:
+def _embedded(dtype: Any) -> tuple[Any, Any]:
     with multi_rank.first_goes_ahead():
         path = console.embedded_policy()
-    return policy.load_policy(str(path))
+    return policy.load_policy(str(path), dtype=dtype)
 
 
 def _run(
@@ -188,6 +188,8 @@ def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings:
         processing_class=tokenizer,
         peft_config=policy.adapters(model, low_rank) if low_rank.rank else None,
     )
+    if said := precision.warning(trainer.model, settings.config):
+        console.CONSOLE.print(said, markup=False, highlight=False)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     if validation:
