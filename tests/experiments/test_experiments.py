@@ -165,7 +165,7 @@ def test_binary_tree_in_miniature_disagrees_with_the_impossible(
     (planted / "expected.json").write_text(json.dumps({"full": {figure: {"low": 1.1}}, "quick": {}}))
     assert run("binary_tree", "--output", str(output)) == 1
     assert "0 of 1 figures agree" in capsys.readouterr().out
-    rows = [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
+    _, *rows = [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * (2 + 4)  # cells × (credits + controls)
     assert all(len(row["target"]) == 3 and min(row["target"]) >= 0 for row in rows)
     results = json.loads((output / "results.json").read_text())
@@ -187,19 +187,22 @@ def test_binary_tree_goes_on_where_it_was_stopped(
     assert "Nothing to compare with" in capsys.readouterr().out
     lines = (whole / "runs.jsonl").read_text().splitlines(keepends=True)
     stopped.mkdir()
-    (stopped / "runs.jsonl").write_text("".join(lines[:10]))
+    (stopped / "runs.jsonl").write_text("".join(lines[:11]) + lines[11][:50])  # settings, ten runs, a cut one
 
     trained, train = [], toy_training.train
     monkeypatch.setattr(toy_training, "train", lambda *args: trained.append(args) or train(*args))
     assert run("binary_tree", "-o", str(stopped)) == 0
-    assert len(trained) == (len(lines) - 10) * 2  # 3 seeds, two at once
+    assert len(trained) == (len(lines) - 11) * 2  # 3 seeds, two at once
     assert (stopped / "runs.jsonl").read_text() == "".join(lines), "and it is what it would have been"
 
     assert run("binary_tree", "-o", str(stopped), "--seeds", "2") == 2
-    assert "runs made with seeds 3, not 2: choose another --output, or --seeds 3" in capsys.readouterr().err
+    assert (
+        "under other settings (seeds was 3, is 2): go on with those, name another folder with --output"
+        in capsys.readouterr().err
+    )
     (stopped / "runs.jsonl").write_text('{"cell": "n=1"}\n')
     assert run("binary_tree", "-o", str(stopped)) == 2
-    assert "does not hold runs of this experiment" in capsys.readouterr().err
+    assert "expected our own file, with settings in line 1" in capsys.readouterr().err
 
 
 def test_cost_in_miniature(
@@ -263,7 +266,10 @@ def test_curves_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     flags += ["--seeds", "1", "--steps", "2", "--validate_every", "1", "--validation_problems", "8"]
     assert run("curves", *flags, "-o", str(tmp_path / "out")) == 0
     assert "wins" not in capsys.readouterr().out, "one seed gives no verdict"
-    rows = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
+    settings, *rows = [
+        json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()
+    ]
+    assert settings["settings"]["validation_problems"] == 8
     assert [row["credit"] for row in rows] == ["grpo", "lambda_grpo"]
     assert all(row["steps"] == [0, 1, 2] and row["seconds"][2] > row["seconds"][1] > 0 for row in rows)
     assert rows[0]["accuracy"][0] == rows[1]["accuracy"][0], "the same policy and problems at the start"
