@@ -98,9 +98,9 @@ def _open(output: Path, resumes_from: str | None) -> bool:
 
 def settings_of(path: Path, quick: bool) -> dict[str, Any]:
     """The keys of a config.yaml, the section `quick` laid over the rest if wanted."""
-    from lambda_grpo import plain_yaml
+    from lambda_grpo.training.run_folder import read_yaml
 
-    content: dict[str, Any] = plain_yaml.read(path)
+    content: dict[str, Any] = read_yaml(path)
     smaller = content.pop("quick")
     return content | (smaller if quick else {})
 
