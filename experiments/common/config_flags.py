@@ -11,9 +11,9 @@ NEGATIVE = re.compile(r"-[\d.]")
 
 def settings_of(path: Path, quick: bool) -> dict[str, Any]:
     """The keys of a config.yaml; if `quick`, the section of that name is laid over the rest."""
-    from lambda_grpo import plain_yaml
+    from lambda_grpo.training.run_folder import read_yaml
 
-    content: dict[str, Any] = plain_yaml.read(path)
+    content: dict[str, Any] = read_yaml(path)
     smaller = content.pop("quick")
     return content | (smaller if quick else {})
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import math_verify
 import numpy as np
 import pytest
 import stress_resume
@@ -50,6 +51,12 @@ def spins(completions: list[str], **_: Any) -> list[float]:
         pass
 
 
+def verifies(completions: list[str], **_: Any) -> list[float]:
+    """math-verify sets and clears the process's alarm, which must not clear the limit too."""
+    math_verify.parse("$3$")
+    return sleeps(completions)
+
+
 async def awaits(completions: list[str], **_: Any) -> list[float]:
     await asyncio.sleep(60)
     return [0.0] * len(completions)
@@ -66,6 +73,7 @@ async def fails_later(completions: list[str], **_: Any) -> list[float]:
         (fails_later, "reward function 'fails_later' failed: KeyError: 'answer'"),
         (sleeps, "reward function 'sleeps' took longer than 0.5 s for one batch"),
         (spins, "reward function 'spins' took longer than 0.5 s"),
+        (verifies, "reward function 'verifies' took longer than 0.5 s"),
         (awaits, "reward function 'awaits' took longer than 0.5 s"),
     ],
 )
@@ -80,6 +88,20 @@ def test_a_reward_function_that_fails_or_hangs_ends_training(
     assert time.monotonic() - started < 10
     assert unchanged(before, weights(trainer))
     assert signal.getsignal(signal.SIGRTMAX) == handler
+
+
+def test_a_signal_on_its_way_as_the_call_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for: after the call it would hit whoever handles that signal, or end the process."""
+    strays, send = [], signal.pthread_kill
+    monkeypatch.setattr(signal, "pthread_kill", lambda *signalled: (time.sleep(0.2), send(*signalled)))
+    handler = signal.signal(signal.SIGRTMAX, lambda *_: strays.append(time.monotonic()))
+    try:
+        with pytest.raises(LambdaGRPOError, match="'ends' took longer than 0.05 s"):
+            guarded(lambda completions: time.sleep(0.1) or [1.0], "ends", 0.05)(completions=["a"])
+        time.sleep(0.3)
+        assert strays == []
+    finally:
+        signal.signal(signal.SIGRTMAX, handler)
 
 
 def test_a_call_that_never_comes_back_to_python_ends_the_process() -> None:

@@ -262,11 +262,13 @@ def test_what_is_no_run_is_left_alone(
 
 
 def test_one_process_at_a_time(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The second is refused while the first lives, and not once it was killed."""
+    """The second is refused while the first lives, and not once it was killed, even if it left a child."""
     folder = tmp_path / "run"
     code = (
-        "import sys, time; from pathlib import Path; from lambda_grpo.training import start_or_resume\n"
-        "with start_or_resume.opened(start_or_resume.WantedRun(Path(sys.argv[1]), {})): print('open', flush=True); time.sleep(99)"
+        "import os, sys, time; from pathlib import Path; from lambda_grpo.training import start_or_resume\n"
+        "with start_or_resume.opened(start_or_resume.WantedRun(Path(sys.argv[1]), {})):\n"
+        "    if os.fork() == 0: time.sleep(9); os._exit(0)\n"
+        "    print('open', flush=True); time.sleep(99)"
     )
     first = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
     try:

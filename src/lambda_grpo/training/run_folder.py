@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lambda_grpo.errors import InputError
+
 
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
@@ -93,10 +95,25 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    from lambda_grpo import plain_yaml
+    """Write plain values; the keys stay in their order."""
+    import yaml
 
     with written_whole(path) as aside:
-        aside.write_text(plain_yaml.dump(dict(content)), "utf-8")
+        aside.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True), "utf-8")
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file in UTF-8.
+
+    Raises:
+        InputError: it cannot be read, or is no YAML; the message has the file, and the line if there is one.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{str(path)!r}: cannot be read: {error}") from error
 
 
 def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:

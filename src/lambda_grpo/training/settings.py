@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from lambda_grpo import plain_yaml, policy
+from lambda_grpo import policy
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.errors import InputError, unknown_name
-from lambda_grpo.training import multi_rank
+from lambda_grpo.training import multi_rank, run_folder
 from lambda_grpo.training.options import (
     TrainOptions,
     TrainSettings,
@@ -155,7 +155,7 @@ def _read_yaml(recipe: str) -> dict[str, Any]:
     elif path.suffix not in (".yaml", ".yml") and not path.exists():
         raise unknown_name("recipe", recipe, [known.stem for known in RECIPES.glob("*.yaml")])
     try:
-        content = plain_yaml.read(path)
+        content = run_folder.read_yaml(path)
     except InputError as error:
         raise InputError(f"recipe {error}") from error
     if not isinstance(content, dict):

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
-from lambda_grpo import plain_yaml
 from lambda_grpo.errors import InputError, LambdaGRPOError
 from lambda_grpo.training import checkpoint_folders, multi_rank, run_folder
 
@@ -171,13 +171,13 @@ def _passing(name: str) -> bool:
 def _differences(run: WantedRun) -> list[str]:
     """The settings in which the run in the folder differs, `name: there → here`."""
     path = run.folder / "config.yaml"
-    found = plain_yaml.read(path)
+    found = run_folder.read_yaml(path)
     if not isinstance(found, dict):
         raise InputError(
             f"output_dir {str(run.folder)!r} already holds another run (config.yaml), but that is not a list "
             "of settings: choose another output_dir, or start over with --overwrite"
         )
-    wanted = plain_yaml.load(plain_yaml.dump(dict(run.settings)))
+    wanted = yaml.safe_load(yaml.safe_dump(dict(run.settings)))
     missing = object()
     return [
         f"{name}: {_shown(found.get(name, missing), missing)} → {_shown(wanted.get(name, missing), missing)}"

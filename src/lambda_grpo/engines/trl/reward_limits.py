@@ -13,7 +13,6 @@ import math
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -128,39 +127,31 @@ def _within(call: Callable[[], Any], seconds: float, name: str) -> Any:
     """`call()`, interrupted by a signal once time is up.
 
     A signal wakes a sleeping call too, but not C code that never comes back to Python: such a call ends the
-    process, with a traceback, half a minute later. A signal of our own, for others use SIGALRM.
+    process, with a traceback, half a minute later. The timer is a thread and the signal is our own, because
+    math-verify, which TRL's `accuracy_reward` calls, sets and clears the process's one alarm
+    (`signal.alarm`, `setitimer`).
     """
     if not seconds or sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         return call()
     number = getattr(signal, "SIGRTMAX", signal.SIGUSR2)
-    lock, state = threading.Lock(), {"done": False, "fired": False}
-
-    def fire() -> None:
-        with lock:
-            if not state["done"]:
-                state["fired"] = True
-                signal.pthread_kill(threading.main_thread().ident or 0, number)
 
     def stop(*_: Any) -> None:
         raise _TimeIsUp
 
     previous = signal.signal(number, stop)
-    timer = threading.Timer(seconds, fire)
+    timer = threading.Timer(seconds, signal.pthread_kill, (threading.get_ident(), number))
     timer.daemon = True
     if sys.__stderr__ is not None:
         faulthandler.dump_traceback_later(seconds + _GRACE, exit=True, file=sys.__stderr__)
-    timer.start()
     try:
         try:
+            timer.start()
             return call()
         finally:
-            with lock:
-                state["done"] = True
-            if state["fired"]:
-                time.sleep(1)  # the signal is on its way: it arrives here at the latest
+            timer.cancel()
+            timer.join()  # a signal on its way arrives here at the latest
     except _TimeIsUp:
         raise _too_long(name, seconds) from None
     finally:
-        timer.cancel()
         faulthandler.cancel_dump_traceback_later()
         signal.signal(number, previous)
