@@ -204,7 +204,7 @@ def test_the_mask_of_flex_attention(window: int | None, softcap: float | None) -
     assert (ours - literal).abs().max() < 1e-5
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_on_cuda() -> None:  # pragma: no cover
     layout = layout_of([-1, 0, 1, 2, 1, 4, 4, 0, 7, 8, 8])
     inputs = [x.detach().cuda().requires_grad_() for x in make_inputs(11, 4, 2)]

@@ -23,7 +23,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from lambda_grpo.errors import InputError
-from lambda_grpo.packing.attention.flex import flex_tree_attention, make_block_mask
+from lambda_grpo.packing.attention.flex import flex_tree_attention, has_kernel, make_block_mask
 from lambda_grpo.packing.attention.pieces import QueryRows, ScoreRule, attend, stores_scores, to_rows
 from lambda_grpo.packing.attention.plan import Block, Limits, plan_attention
 
@@ -46,12 +46,13 @@ class TreeLayout:
     Attributes:
         subtree_end: (N,) int64, depth-first: one past the last token of each token's subtree.
         position: (N,) int64, each token's distance from its root.
-        method: `pieces`; `dense`, one N×N mask, the literal and slow way, to compare with; or `flex`.
+        method: `auto`, FlexAttention where it has a kernel and pieces elsewhere; `pieces`; `flex`; or
+            `dense`, one N×N mask, the literal and slow way, to compare with.
     """
 
     subtree_end: Tensor
     position: Tensor
-    method: Literal["pieces", "dense", "flex"] = "pieces"
+    method: Literal["auto", "pieces", "flex", "dense"] = "auto"
     _plans: dict[Any, list[Block]] = field(default_factory=dict, repr=False)
     _rows: dict[Any, list[QueryRows]] = field(default_factory=dict, repr=False)
     _block_masks: dict[int | None, Any] = field(default_factory=dict, repr=False)
@@ -192,9 +193,10 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, mask: TreeMask, scores: Scor
         mask: the tree, and a window.
         scores: how scores are made.
     """
-    if mask.layout.method == "dense":
+    method = mask.layout.method
+    if method == "dense":
         return dense_attention(q, k, v, mask.layout.mask(mask.window), scores)
-    if mask.layout.method == "flex":
+    if method == "flex" or (method == "auto" and has_kernel(q, v)):
         return flex_tree_attention(q, k, v, mask.layout.block_mask(mask.window), scores)
     rows = mask.layout.rows(q, mask.window, stores_scores(q, v, scores.softcap))
     return attend(q, k, v, rows, scores)
