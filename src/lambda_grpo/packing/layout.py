@@ -150,7 +150,7 @@ def _lay_out(
 
     ids = np.concatenate([prompt, tree.tokens])
     position = np.concatenate([np.arange(count), count + depth])
-    end = np.concatenate([np.full(count, stop[-1]), np.repeat(_subtree_stops(tree, stop), steps)])
+    end = np.concatenate([np.full(count, stop[-1]), np.repeat(subtree_stops(tree, stop), steps)])
     kept = _needed(end, predictor[used])
     before = np.append(0, np.cumsum(kept))  # kept tokens before each token
     row = (
@@ -200,7 +200,7 @@ def join(groups: Sequence[PackedTree]) -> PackedTree:
     return PackedTree(**{name: torch.cat(tensors) for name, tensors in parts.items()})
 
 
-def _subtree_stops(tree: ProcessTree, stop: NDArray[np.int64]) -> NDArray[np.int64]:
+def subtree_stops(tree: ProcessTree, stop: NDArray[np.int64]) -> NDArray[np.int64]:
     """(N,) of each node, where the tokens of its last descendant stop."""
     stops, parents = stop.tolist(), tree.parent.tolist()
     for node in range(len(stops) - 1, 0, -1):

@@ -65,8 +65,12 @@ def check_dropout(model: Any) -> None:
                 )
 
 
-def check_layers(model: Any) -> None:
+def check_layers(model: Any, instead: str = _INSTEAD) -> None:
     """Refuse a model, whatever it is to run over.
+
+    Args:
+        model: a transformers model, unwrapped.
+        instead: what the message says to do.
 
     Raises:
         InputError: it is an encoder, or has layers that cannot fork, or masks that cannot be reproduced.
@@ -74,28 +78,28 @@ def check_layers(model: Any) -> None:
     config = model.config.get_text_config()
     kind = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
-        raise InputError(f"{kind} is an encoder-decoder; tree packing is for decoders. {_INSTEAD}")
+        raise InputError(f"{kind} is an encoder-decoder; prefixes are shared in decoders. {instead}")
     for name, module in model.named_modules():
         if _STATEFUL.search(type(module).__name__) or isinstance(module, torch.nn.Conv1d | torch.nn.RNNBase):
             raise InputError(
                 f"{kind}: {name} ({type(module).__name__}) carries a state from token to token, which cannot "
-                f"fork; {_INSTEAD}"
+                f"fork; {instead}"
             )
     other = sorted(set(getattr(config, "layer_types", None) or []) - _LAYER_TYPES)
     if other:
-        raise InputError(f"{kind}: layers of type {', '.join(other)} cannot be packed; {_INSTEAD}")
+        raise InputError(f"{kind}: layers of type {', '.join(other)} cannot fork; {instead}")
     encoder = getattr(config, "is_decoder", True) is False and any(
         getattr(module, "is_causal", True) is False for module in model.modules()
     )
     if encoder:
-        raise InputError(f"{kind} is an encoder: its tokens see those after them; {_INSTEAD}")
+        raise InputError(f"{kind} is an encoder: its tokens see those after them; {instead}")
     if config.model_type in _OWN_MASKS:
-        raise InputError(f"{kind}: {_OWN_MASKS[config.model_type]}; {_INSTEAD}")
+        raise InputError(f"{kind}: {_OWN_MASKS[config.model_type]}; {instead}")
     if getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True):
-        raise InputError(f"{kind}: its attention is not causal; {_INSTEAD}")
+        raise InputError(f"{kind}: its attention is not causal; {instead}")
     if "position_ids" not in signature(type(model).forward).parameters:
         raise InputError(
-            f"{kind} takes no position_ids, and positions in a tree are not 0, 1, 2, …; {_INSTEAD}"
+            f"{kind} takes no position_ids, and positions in a tree are not 0, 1, 2, …; {instead}"
         )
     if model.get_output_embeddings() is None:
         raise InputError(f"{kind} has no language-model head")
@@ -105,10 +109,17 @@ def _check_tokens(model: Any, ids: torch.Tensor, position: torch.Tensor) -> None
     vocabulary = model.get_input_embeddings().num_embeddings
     if int(ids.max()) >= vocabulary:
         raise InputError(f"token id {int(ids.max())} is beyond the model's vocabulary of {vocabulary}")
+    check_positions(model, int(position.max()) + 1, "prompt and completion")
+
+
+def check_positions(model: Any, count: int, what: str) -> None:
+    """Refuse more positions than a model has learned a table of; one that computes them knows any.
+
+    Raises:
+        InputError: naming the table.
+    """
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES:
             limit = getattr(model.config, "max_position_embeddings", module.num_embeddings)
-            if int(position.max()) >= limit:
-                raise InputError(
-                    f"prompt and completion need {int(position.max()) + 1} positions, {name} knows {limit}"
-                )
+            if count > limit:
+                raise InputError(f"{what} need {count} positions, {name} knows {limit}")

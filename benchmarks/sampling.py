@@ -1,0 +1,171 @@
+"""Sampling on a tree beside transformers' `generate`: tokens per second and memory, in turns, medians.
+
+64 rows (8 prompts × 8 completions) at temperature 1. `full`: no end token, all rows run to the limit. `tail`: every
+n-th token of the vocabulary ends a row, so that lengths are near geometric with a mean of a third of the limit.
+`own`: prompts share nothing with each other; `shared`: all but the last 20 tokens are common to all prompts, as
+worked examples are. Memory is the most that a call adds to the process (Linux only). The first call of each kind
+warms up, and measures memory.
+
+    python benchmarks/sampling.py [--model FOLDER] [--case NAME …] [--turns 3] [-o FILE]
+"""
+
+import argparse
+import ctypes
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging as transformers_logging
+
+from lambda_grpo import policy
+from lambda_grpo.sampling import sample
+
+PROMPTS, COMPLETIONS, OWN = 8, 8, 20
+
+Way = Callable[[int], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Prompts of so many tokens, of which `shared` are common to all; `tail`: rows end before the limit."""
+
+    prompt: int
+    shared: int
+    limit: int
+    tail: bool = False
+
+
+CASES = {
+    "45-own-full": Case(45, 0, 64),
+    "45-own-tail": Case(45, 0, 96, tail=True),
+    "207-shared-full": Case(207, 187, 40),
+    "207-own-full": Case(207, 0, 40),
+    "207-shared-tail": Case(207, 187, 96, tail=True),
+    "1000-shared-tail": Case(1000, 980, 96, tail=True),
+    "1000-own-tail": Case(1000, 0, 96, tail=True),
+}
+
+
+def make_prompts(case: Case, vocabulary: int) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    shared = rng.integers(3, vocabulary, case.shared).tolist()
+    return [shared + rng.integers(3, vocabulary, case.prompt - case.shared).tolist() for _ in range(PROMPTS)]
+
+
+def end_tokens(model: Any, case: Case, prompts: list[list[int]]) -> list[int]:
+    """Tokens of which about one in limit / 3 is drawn, by the model's own probabilities after the prompts."""
+    if not case.tail:
+        return []
+    ids = sample(model, prompts, num_completions=2, max_new_tokens=16, eos_token_ids=[], seed_or_generator=0)
+    counts = np.bincount(np.concatenate(ids.completions), minlength=model.config.vocab_size)
+    order = np.random.default_rng(1).permutation(model.config.vocab_size)
+    share = np.cumsum((counts[order] + 0.02) / (counts + 0.02).sum())
+    return order[: int(np.searchsorted(share, 2.85 / case.limit))].tolist()
+
+
+def ways(model: Any, case: Case) -> dict[str, Way]:
+    prompts = make_prompts(case, model.config.vocab_size)
+    ends = end_tokens(model, case, prompts)
+    rows = torch.tensor([prompt for prompt in prompts for _ in range(COMPLETIONS)])
+
+    def ours(seed: int) -> list[list[int]]:
+        return sample(
+            model, prompts, num_completions=COMPLETIONS, max_new_tokens=case.limit, eos_token_ids=ends,
+            seed_or_generator=seed,
+        ).completions  # fmt: skip
+
+    def theirs(seed: int) -> list[list[int]]:
+        torch.manual_seed(seed)
+        output = model.generate(
+            input_ids=rows, attention_mask=torch.ones_like(rows), max_new_tokens=case.limit, do_sample=True,
+            temperature=1.0, top_p=1.0, top_k=0, eos_token_id=ends or None, pad_token_id=0,
+        )[:, rows.shape[1] :]  # fmt: skip
+        is_end = torch.isin(output, torch.tensor(ends, dtype=torch.long))
+        lengths = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, output.shape[1]).tolist()
+        return [ids[:count].tolist() for ids, count in zip(output, lengths, strict=True)]
+
+    return {"generate": theirs, "tree": ours}
+
+
+def extra_memory(run: Way) -> float:
+    """MB that one call adds at its peak (Linux only)."""
+
+    def resident(field: str) -> int:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith(field))
+
+    ctypes.CDLL(None).malloc_trim(0)  # give back what earlier runs left
+    with open("/proc/self/clear_refs", "w") as clear:
+        clear.write("5")
+    before = resident("VmRSS")
+    run(0)
+    return (resident("VmHWM") - before) / 1024
+
+
+def compare(model: Any, name: str, case: Case, turns: int) -> dict[str, Any]:
+    """One row of the table, printed and returned."""
+    both = ways(model, case)
+    memory = {way: extra_memory(run) for way, run in both.items()}
+    seconds: dict[str, list[float]] = {way: [] for way in both}
+    tokens: dict[str, list[int]] = {way: [] for way in both}
+    for turn in range(turns):
+        for way, run in both.items():
+            started = time.perf_counter()
+            completions = run(turn + 1)
+            seconds[way].append(time.perf_counter() - started)
+            tokens[way].append(sum(map(len, completions)))
+    rate = {
+        way: statistics.median(n / s for n, s in zip(tokens[way], seconds[way], strict=True)) for way in both
+    }
+    median = {way: statistics.median(values) for way, values in seconds.items()}
+    mean = {way: sum(tokens[way]) / turns / PROMPTS / COMPLETIONS for way in both}
+    ratio = rate["tree"] / rate["generate"]
+    print(
+        f"{name:<18}"
+        + "".join(f" {median[way]:>8.2f}" for way in both)
+        + "".join(f" {rate[way]:>8.1f}" for way in both)
+        + f" {ratio:>6.2f}× "
+        + "".join(f" {memory[way]:>7.0f}" for way in both)
+        + "".join(f" {mean[way]:>6.1f}" for way in both),
+        flush=True,
+    )
+    row = {"seconds": seconds, "rate": rate, "ratio": ratio, "memory_mb": memory, "mean_length": mean}
+    return {"case": name, **row}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", help="a folder; the default is the embedded policy")
+    parser.add_argument(
+        "--case", nargs="+", choices=CASES, help="the default: all that the model has positions for"
+    )
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
+    args = parser.parse_args()
+    transformers_logging.set_verbosity_error()
+    model, _ = policy.load_policy(args.model or str(policy.embedded_policy()))
+    model = model.float().eval()
+    positions = model.config.max_position_embeddings
+    names = args.case or [name for name, case in CASES.items() if case.prompt + case.limit <= positions]
+    print(
+        f"{model.num_parameters() / 1e6:.1f}M parameters, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    print(f"{'':<18} {'seconds':>17} {'tokens/s':>17} {'':>7}  {'MB':>15} {'mean length':>13}")
+    print(
+        f"{'case':<18}"
+        + (f" {'generate':>8} {'tree':>8}" * 2)
+        + f" {'ratio':>7}  {'gen.':>7} {'tree':>7} {'gen.':>6} {'tree':>6}"
+    )
+    rows = [compare(model, name, CASES[name], args.turns) for name in names]
+    if args.output:
+        args.output.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

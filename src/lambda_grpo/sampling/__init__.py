@@ -1,0 +1,146 @@
+"""Completions of prompts, each shared prefix computed once: `sample`.
+
+The prompts form a trie. The model runs over each token of it once (`prefill`), each row gets its path as its
+cache (`cache`), and all rows are sampled in one batch that rows leave when they end (`decode`, `draw`).
+Models whose layers cannot fork are sampled by transformers' `generate` (`plain`).
+"""
+
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lambda_grpo.errors import InputError, expect
+from lambda_grpo.packing.supported import check_dropout, check_layers, inner_model
+from lambda_grpo.sampling.cache import growing_cache
+from lambda_grpo.sampling.decode import Decoder
+from lambda_grpo.sampling.draw import DrawSettings
+from lambda_grpo.sampling.plain import generate
+from lambda_grpo.sampling.request import Request, Samples, Seed, draw_seed, end_strings
+
+__all__ = ["DrawSettings", "Samples", "check_can_fork", "sample"]
+
+_logger = logging.getLogger(__name__)
+
+
+def sample(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    num_completions: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    eos_token_ids: Sequence[int],
+    seed_or_generator: Seed = None,
+    stop_strings: Sequence[str] = (),
+    tokenizer: Any = None,
+    logprobs: bool = False,
+    batch_size: int = 256,
+    cached_tokens: int | None = None,
+) -> Samples:
+    """Sample completions of prompts; the distribution is that of `generate` with the same settings.
+
+    A completion depends on the seed, its place and its prompt, but for rounding not on the other rows, nor on
+    `batch_size`. Dropout must be off; the model's mode stays what it was.
+
+    Args:
+        model: a causal language model of transformers, maybe with adapters or wrapped for several ranks.
+        prompts: lists of token ids, without padding. Those that begin alike share what they have in common.
+        num_completions: G, completions of each prompt.
+        max_new_tokens: T, tokens of a completion at most.
+        temperature: 0 takes the most likely token each time.
+        top_p, top_k, min_p, repetition_penalty: as `transformers.GenerationConfig` defines them.
+        eos_token_ids: tokens that end a completion, and belong to it; none: only T ends it.
+        seed_or_generator: a number, or the generator that gives one; None: torch's own random state gives it.
+        stop_strings: texts that end a completion, the token that completes them included.
+        tokenizer: needed for `stop_strings` only.
+        logprobs: whether `Samples.logps` is wanted.
+        batch_size: rows at a time; others join when some have ended.
+        cached_tokens: what the cache may hold, rows × (longest prompt + T); None: no bound.
+
+    Raises:
+        InputError: an empty prompt, ids beyond the vocabulary, more positions than the model knows, an end
+            string that no tokens spell, room for less than one row, a number out of its range.
+    """
+    expect(num_completions >= 1, "num_completions", num_completions, "at least 1")
+    settings = DrawSettings(temperature, top_p, top_k, min_p, repetition_penalty)
+    request = Request(
+        prompts=[list(prompt) for prompt in prompts for _ in range(num_completions)],
+        max_new_tokens=max_new_tokens,
+        settings=settings,
+        end_ids=tuple(eos_token_ids),
+        ends=end_strings(stop_strings, tokenizer),
+        batch_size=batch_size,
+        cached_tokens=cached_tokens,
+        logprobs=logprobs,
+        seed=draw_seed(seed_or_generator),
+    )
+    request.check(model)
+    with torch.no_grad():
+        try:
+            check_can_fork(model)
+            with _inference(model):
+                return Decoder(model, request).run()
+        except torch.OutOfMemoryError:
+            raise
+        except InputError as error:
+            reason = str(error)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            # A model that nobody has tried may fail in a way of its own; it samples by `generate`.
+            reason = f"{type(error).__name__}: {error}"
+        _say_once(reason)
+        return generate(model, request, reason)
+
+
+def check_can_fork(model: Any) -> None:
+    """Refuse a model that cannot be sampled on a tree: the rule is that of tree packing.
+
+    Raises:
+        InputError: layers that cannot fork, active dropout, weights that ranks share, virtual tokens.
+    """
+    inner = inner_model(model)
+    check_layers(inner, "its prompts are computed once for each completion")
+    check_dropout(inner)
+    growing_cache(inner.config)
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        raise InputError(f"{adapter.peft_type.value} puts virtual tokens before the prompt")
+    if _sharded(model):
+        raise InputError("ranks share the weights, so that all of them must run equally often")
+
+
+def _sharded(model: Any) -> bool:
+    """Whether a pass waits for other ranks: the rule by which `generate` keeps ranks in step."""
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+    from transformers.integrations.fsdp import is_fsdp_managed_module
+
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not distributed or torch.distributed.get_world_size() == 1:
+        return False
+    shards = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())  # FSDP 2
+    return bool(shards or is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model))
+
+
+@contextmanager
+def _inference(model: Any) -> Iterator[None]:
+    """Inside, the model is in evaluation mode: gradient checkpointing would switch the cache off."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    _logger.warning("Sampling goes through transformers' generate: %s", reason)

@@ -1,0 +1,181 @@
+"""The loop: draw a token for each row, let ended rows leave, run the model over the others' new tokens.
+
+Rows wait in depth-first order of their prompts and join when places are free. Each row draws from random
+numbers of its own, so what it becomes does not depend on when it joins or who leaves (but for rounding).
+
+R is the number of rows in the batch, V of the vocabulary, W of columns in the cache.
+"""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lambda_grpo.packing.supported import inner_model
+from lambda_grpo.sampling.cache import growing_cache
+from lambda_grpo.sampling.draw import draw, log_probs
+from lambda_grpo.sampling.prefill import Prefilled, cache_argument, prefill
+from lambda_grpo.sampling.request import Request, Samples
+from lambda_grpo.sampling.trie import depth_first
+
+_WAIT_FOR = 4  # new rows join when a quarter of the batch is free: each time the cache is copied
+
+
+class Decoder:
+    """Samples what a `Request` asks for.
+
+    Attributes:
+        row: (R,) numbers of the rows in the batch.
+        lengths: (R,) tokens of each so far, its prompt's included.
+        logits: (R, V) of the next token.
+        width: W, the longest of these rows.
+    """
+
+    def __init__(self, model: Any, request: Request) -> None:
+        inner = inner_model(model)
+        self.model, self.request, self.device = model, request, inner.device
+        self.cache = growing_cache(inner.config)
+        self.cache_argument = cache_argument(model)
+        self.waiting = deque(depth_first(request.prompts))
+        self.row = np.zeros(0, np.int64)
+        self.lengths = np.zeros(0, np.int64)
+        self.uniform = np.zeros((0, request.max_new_tokens))
+        self.logits = torch.zeros(0)
+        self.width = self.prompt_tokens = 0
+        total = len(request.prompts)
+        self.prompts = [np.asarray(prompt, np.int64) for prompt in request.prompts]
+        self.prompt_lengths = np.array([len(prompt) for prompt in self.prompts])
+        self.tokens = np.zeros((total, request.max_new_tokens), np.int64)
+        self.logps = np.zeros((total, request.max_new_tokens)) if request.logprobs else None
+        self.drawn = np.zeros(total, np.int64)
+
+    def run(self) -> Samples:
+        """Sample until no row is left."""
+        while self.waiting or len(self.row):
+            joining = self._joining()
+            if joining:
+                self._join(joining)
+            tokens = self._draw()
+            going = self._going()
+            tokens = self._leave(going, tokens)
+            if len(self.row):
+                self._step(tokens)
+        ids = [tokens[:count].tolist() for tokens, count in zip(self.tokens, self.drawn, strict=True)]
+        logps = None
+        if self.logps is not None:
+            logps = [values[:count].tolist() for values, count in zip(self.logps, self.drawn, strict=True)]
+        return Samples(ids, logps, self.prompt_tokens)
+
+    def _joining(self) -> list[int]:
+        """The rows for which there is room now; none, if it is not worth a copy of the cache yet."""
+        request, joining = self.request, list[int]()
+        if len(self.row) and request.batch_size - len(self.row) < max(1, request.batch_size // _WAIT_FOR):
+            return joining
+        most = self.prompt_lengths[self.row].max(initial=0)
+        while self.waiting and len(self.row) + len(joining) < request.batch_size:
+            most = max(most, self.prompt_lengths[self.waiting[0]])
+            columns = (len(self.row) + len(joining) + 1) * (most + request.max_new_tokens)
+            if request.cached_tokens is not None and columns > request.cached_tokens:
+                break
+            joining.append(self.waiting.popleft())
+        return joining
+
+    def _join(self, rows: list[int]) -> None:
+        for part in prefill(self.model, [self.request.prompts[row] for row in rows]):
+            self._admit(part)
+        lengths = self.prompt_lengths[rows]
+        self.row = np.append(self.row, rows)
+        self.lengths = np.append(self.lengths, lengths)
+        self.uniform = np.concatenate([self.uniform, [self.request.uniform(row) for row in rows]])
+        self.width = int(self.lengths.max())
+
+    def _admit(self, part: Prefilled) -> None:
+        for i, layer in enumerate(self.cache.layers):
+            layer.admit(*part.layer(i))
+        self.logits = torch.cat([self.logits, part.logits]) if len(self.logits) else part.logits
+        self.prompt_tokens += part.tokens
+
+    def _draw(self) -> np.ndarray:
+        """(R,) a token for each row, written down."""
+        settings, count = self.request.settings, self.drawn[self.row]
+        uniform = torch.from_numpy(self.uniform[np.arange(len(self.row)), count]).to(self.device)
+        ids = self._ids() if settings.penalises else None
+        tokens = draw(self.logits, settings, uniform, ids)
+        drawn = tokens.cpu().numpy()
+        if self.logps is not None:
+            logps = log_probs(self.logits, tokens, settings.temperature)
+            self.logps[self.row, count] = logps.cpu().numpy()
+        self.tokens[self.row, count] = drawn
+        self.drawn[self.row] += 1
+        return drawn
+
+    def _ids(self) -> Tensor:
+        """(R, W) the tokens so far, aligned on the right; the padding repeats a row's own first token.
+
+        A penalty asks which tokens occur, so this padding says nothing new.
+        """
+        rows = [self._tail(row, self.width) for row in self.row.tolist()]
+        padded = [np.pad(ids, (self.width - len(ids), 0), constant_values=ids[0]) for ids in rows]
+        return torch.from_numpy(np.stack(padded)).to(self.device)
+
+    def _tail(self, row: int, count: int) -> np.ndarray:
+        """The last tokens of a row, its prompt's included; fewer than `count`, if there are no more."""
+        drawn = self.tokens[row, : self.drawn[row]]
+        before = max(0, count - len(drawn))
+        prompt = self.prompts[row]
+        return np.concatenate([prompt[max(0, len(prompt) - before) :], drawn])[-count:]
+
+    def _going(self) -> np.ndarray:
+        """(R,) bool, the rows that go on."""
+        drawn = self.drawn[self.row]
+        ended = drawn == self.request.max_new_tokens
+        ended |= np.isin(self.tokens[self.row, drawn - 1], self.request.end_ids)
+        if self.request.ends is not None:
+            ended |= self._end_strings()
+        return ~ended
+
+    def _end_strings(self) -> np.ndarray:
+        """(R,) bool, the rows whose last token completes an end string."""
+        ended = np.zeros(len(self.row), bool)
+        tails = [self._tail(row, self.request.ends.maximum_token_len) for row in self.row.tolist()]
+        lengths = np.array([len(tail) for tail in tails])
+        for length in set(lengths.tolist()):  # padding might spell the string's beginning
+            same = np.flatnonzero(lengths == length)
+            ids = torch.from_numpy(np.stack([tails[i] for i in same]))
+            ended[same] = self.request.ends(ids, None).numpy()
+        return ended
+
+    def _leave(self, going: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Let ended rows leave; the last ones take their places. Returns the tokens of those that stay."""
+        count = int(going.sum())
+        if count == len(going):
+            return tokens
+        to, source = np.flatnonzero(~going[:count]), count + np.flatnonzero(going[count:])
+        for values in (self.row, self.lengths, self.uniform, tokens):
+            values[to] = values[source]
+        self.row, self.lengths, self.uniform = self.row[:count], self.lengths[:count], self.uniform[:count]
+        places = torch.from_numpy(to).to(self.device), torch.from_numpy(source).to(self.device)
+        self.width = int(self.lengths.max(initial=0))
+        for layer in self.cache.layers:
+            layer.move(*places, count)
+            layer.crop_to(self.width)
+        self.logits = self.logits[:0]
+        return tokens[:count]
+
+    def _step(self, tokens: np.ndarray) -> None:
+        """Run the model over one new token a row."""
+        position = torch.from_numpy(self.lengths).to(self.device)
+        self.width += 1
+        self.lengths = self.lengths + 1
+        padding = self.width - self.lengths
+        column = torch.arange(self.width, device=self.device)
+        output = self.model(
+            input_ids=torch.from_numpy(tokens).to(self.device)[:, None],
+            attention_mask=(column >= torch.from_numpy(padding).to(self.device)[:, None]).long(),
+            position_ids=position[:, None],
+            use_cache=True,
+            **{self.cache_argument: self.cache},
+        )
+        self.logits = output.logits[:, -1].float()
