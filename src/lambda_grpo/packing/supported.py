@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lambda_grpo.errors import InputError
+from lambda_grpo.packing.attention import text_part
 
 _STATEFUL = re.compile(
     r"Mamba|SSM|RWKV|Rwkv|DeltaNet|DeltaAttention|LinearAttention|LightningAttention|Recurrent|ShortConv|xLSTM|LSTM"
@@ -19,10 +20,7 @@ _LAYER_TYPES = {"full_attention", "sliding_attention", "attention", "dense", "sp
 _POSITION_TABLES = {"wpe", "embed_positions", "position_embeddings", "position_embedding"}
 _RANDOM = re.compile(r"drop|jitter|noise")  # in the names of numbers that layers pass to functions
 _SELECTS_KEYS = re.compile(r"Indexer")  # a token sees the keys that score best, of the whole row
-_OWN_MASKS = {  # by model_type
-    "chameleon": "it masks the logits of image tokens",
-    "doge": "it chooses the keys that tokens see by a mask of its own",
-}
+_OWN_MASKS = {"chameleon": "it masks the logits of image tokens"}  # by model_type
 _INSTEAD = "train it without tree packing"
 
 
@@ -128,7 +126,7 @@ def check_tokens(model: Any, ids: torch.Tensor, position: torch.Tensor) -> None:
     if int(ids.max()) >= vocabulary:
         raise InputError(f"token id {int(ids.max())} is beyond the model's vocabulary of {vocabulary}")
     config = model.config.get_text_config()
-    text = set(model.get_decoder().modules())  # the towers of images and sounds have tables of their own
+    text = set(text_part(model).modules())  # the towers of images and sounds have tables of their own
     for name, module in model.named_modules():
         table = isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES
         if table and module in text:

@@ -129,7 +129,7 @@ def use_tree_attention(model: Any) -> None:
     Raises:
         InputError: transformers cannot switch this model's attention.
     """
-    text = model.get_decoder()
+    text = text_part(model)
     if text.config._attn_implementation != IMPLEMENTATION:
         text.set_attn_implementation(IMPLEMENTATION)
     if text.config._attn_implementation != IMPLEMENTATION:
@@ -137,6 +137,12 @@ def use_tree_attention(model: Any) -> None:
             f"{type(model).__name__}: its attention does not go through transformers' attention interface, "
             "so it cannot be told about trees; train it without tree packing"
         )
+
+
+def text_part(model: Any) -> Any:
+    """The part of a transformers model that runs over tokens, without its towers for images or sounds."""
+    decoder = model.get_decoder()
+    return decoder if hasattr(decoder, "config") else model  # some call their head "decoder"
 
 
 @contextmanager
