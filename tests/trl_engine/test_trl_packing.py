@@ -22,12 +22,14 @@ from tiny_trainers import (
     micro_batches,
     plain_logps,
 )
+from torch.distributed import DistBackendError
 from transformers import GPT2Config, GPT2LMHeadModel
 from trl import GRPOTrainer
 
 from lambda_grpo import InputError
-from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
+from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer, packing
 from lambda_grpo.engines.trl.packing import TreePacking, whole_groups
+from lambda_grpo.packing import tree_logps_and_entropies
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
 
@@ -116,7 +118,8 @@ def test_old_and_reference_passes_are_packed_too(tmp_path: Path, monkeypatch: py
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 2
     batch = trainer._prepare_inputs([{"prompt": prompt} for prompt in PROMPTS for _ in range(GROUP)])
-    assert not plain_calls
+    shapes = [tuple(args[2].shape) for args in plain_calls]
+    assert shapes == [(3, 7)] * 4  # the probe's two passes, of the policy and of the reference
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     real = batch["completion_mask"].bool()
@@ -288,6 +291,103 @@ def test_a_model_that_fails_in_its_own_way_trains_on_plain_rows(
     warnings = [record.getMessage() for record in caplog.records if "packing is off" in record.getMessage()]
     assert len(warnings) == 1
     assert reasons[fault] in warnings[0]
+
+
+class Scaled(torch.nn.Module):
+    """A layer with noise, from numbers that bear no telling name."""
+
+    def __init__(self, inner: torch.nn.Module, strength: float) -> None:
+        super().__init__()
+        self.inner, self.strength = inner, strength
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.inner(*args, **kwargs)
+        return out * (1 + self.strength * torch.randn_like(out)) if self.training else out
+
+
+@pytest.mark.parametrize("fault", ["wrong log-probs", "noise"])
+def test_a_model_that_would_be_packed_wrongly_in_silence_trains_on_plain_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    def off(*args: Any, **kwargs: Any) -> Any:
+        logps, entropies = tree_logps_and_entropies(*args, **kwargs)
+        return logps + 0.02, entropies
+
+    trainer = make_trainer(tmp_path, tree_packing="on", max_steps=2)
+    if fault == "noise":
+        for layer in trainer.model.model.layers:
+            layer.mlp = Scaled(layer.mlp, 0.3)
+    else:
+        monkeypatch.setattr(packing, "tree_logps_and_entropies", off)
+    trainer.train()
+    reasons = {"noise": "draws random numbers", "wrong log-probs": "are 0.02 off those of plain rows"}
+    warnings = [record.getMessage() for record in caplog.records if "packing is off" in record.getMessage()]
+    assert len(warnings) == 1
+    assert reasons[fault] in warnings[0]
+    assert trainer.state.log_history[0]["tree/packed"] == 0
+
+
+def test_the_probe_runs_once_and_draws_no_random_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed = []
+    original = packing.why_not_packed
+
+    def watched(*args: Any, **kwargs: Any) -> str:
+        before = torch.get_rng_state()
+        probed.append(original(*args, **kwargs))
+        assert torch.equal(torch.get_rng_state(), before)
+        return probed[-1]
+
+    monkeypatch.setattr(packing, "why_not_packed", watched)
+    settings = {"tree_packing": "on", "save_strategy": "steps", "save_steps": 2, "beta": 0.1}
+    make_trainer(tmp_path, max_steps=2, **settings).train()
+    assert probed == ["", ""]  # the reference in evaluation, the policy in training
+    resumed = make_trainer(tmp_path, max_steps=4, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.log_history[-2]["tree/packed"] == 1
+    assert len(probed) == 2
+
+
+NO_MEMORY = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried …"
+)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), NO_MEMORY, MemoryError(), DistBackendError("gone")],
+    ids=["device", "CPU", "Python", "ranks"],
+)  # fmt: skip
+@pytest.mark.parametrize("call", [1, 2], ids=["probe", "training"])
+def test_memory_and_lost_ranks_say_nothing_about_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, call: int
+) -> None:
+    monkeypatch.setattr(packing, "tree_logps_and_entropies", failing_at(call, error))
+    with pytest.raises(type(error)) as raised:
+        make_trainer(tmp_path, tree_packing="on").train()
+    assert raised.value is error
+
+
+def test_an_error_in_a_packed_pass_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe went well; to go on with plain rows on this rank alone would leave the others waiting."""
+    error = RuntimeError("planted")
+    monkeypatch.setattr(packing, "tree_logps_and_entropies", failing_at(2, error))
+    with pytest.raises(RuntimeError, match="planted") as raised:
+        make_trainer(tmp_path, tree_packing="on").train()
+    assert raised.value is error
+
+
+def failing_at(call: int, error: Exception) -> Any:
+    """`tree_logps_and_entropies` that raises when it is called for the n-th time, counted from 1."""
+    calls = []
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) == call:
+            raise error
+        return tree_logps_and_entropies(*args, **kwargs)
+
+    return fail
 
 
 def test_a_feature_that_cannot_be_packed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

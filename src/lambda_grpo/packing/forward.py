@@ -5,13 +5,14 @@ Invariant: `tree_logps` equals the log-probs of each completion in a row of its 
 R is the number of completions (of all groups), T the longest, M the number of predicted tokens.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lambda_grpo.errors import InputError
-from lambda_grpo.packing.attention import bound, switched
+from lambda_grpo.packing.attention import TreeMask, bound, switched
 from lambda_grpo.packing.head import Logits, chunk_rows, token_scores
 from lambda_grpo.packing.layout import PackedTree
 from lambda_grpo.packing.supported import check_supported, inner_model
@@ -59,35 +60,60 @@ def tree_logps_and_entropies(
     logits = Logits.of_model(config, temperature)
     chunk = rows or chunk_rows(config.vocab_size)
     scores: list[tuple[Tensor, Tensor]] = []
+    made: list[Tensor] = []
 
     def score_instead(head: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         """Runs before the head, within the model's forward, as wrappers that gather parameters need it."""
-        hook.remove()
+        hooks.pop().remove()
         predicting = args[0][0].index_select(0, packed.predictor)
         scores.append(token_scores(head, predicting, packed.target, logits, chunk))
+        hooks.append(head.register_forward_hook(lambda _head, _args, output: made.append(output.detach())))
         return (args[0][:, -1:],)
 
-    hook = inner.get_output_embeddings().register_forward_pre_hook(score_instead)
+    hooks = [inner.get_output_embeddings().register_forward_pre_hook(score_instead)]
     try:
         with switched(inner):
-            _run(model, packed, config)
+            output = _run(model, packed, config)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+    _check_logits(model, output.detach(), replace(logits, temperature=1.0)(made[0]))
     return _spread(scores[0][0], packed.index), _spread(scores[0][1], packed.index)
 
 
-def _run(model: Any, packed: PackedTree, config: Any) -> None:
-    with bound(packed.layout) as binding:
-        model(
-            input_ids=packed.ids[None],
-            attention_mask=torch.ones_like(packed.ids)[None],
-            position_ids=packed.position[None],
-            use_cache=False,
-        )
+def _run(model: Any, packed: PackedTree, config: Any) -> Tensor:
+    """The logits that the model gives for the last token of the row."""
+    try:
+        with bound(packed.layout) as binding:
+            logits: Tensor = model(
+                input_ids=packed.ids[None],
+                attention_mask=torch.ones_like(packed.ids)[None],
+                position_ids=packed.position[None],
+                use_cache=False,
+                return_dict=True,
+            ).logits
+    except (AttributeError, TypeError) as error:
+        if TreeMask.__name__ not in str(error):
+            raise
+        raise InputError(
+            f"{type(model).__name__} computes with its attention mask, of which a tree has none ({error}); "
+            "train it without tree packing"
+        ) from error
     if binding.layers != config.num_hidden_layers:
         raise InputError(
             f"{type(model).__name__}: {binding.layers} of its {config.num_hidden_layers} layers attended to "
             "the tree; the others mix tokens by means that cannot fork. Train it without tree packing"
+        )
+    return logits
+
+
+def _check_logits(model: Any, theirs: Tensor, ours: Tensor) -> None:
+    """Refuse a model that makes something else of its head's output than `Logits` does."""
+    off = float((theirs - ours).abs().max())
+    if not off <= 0.02 * float(ours.abs().max()):
+        raise InputError(
+            f"{type(model).__name__} makes logits of its head's output in a way that is not known (off by "
+            f"{off:.2g} at the last token); train it without tree packing"
         )
 
 

@@ -35,7 +35,8 @@ class Logits:
         """Read off a transformers config what the model does to its logits."""
         names = ("logit_scale", "output_multiplier", "lm_head_multiplier")
         scales = [value for name in names if (value := getattr(config, name, None)) is not None]
-        if (scaling := getattr(config, "logits_scaling", None)) is not None:
+        before = config.model_type == "minicpm3"  # it scales what the head gets
+        if (scaling := getattr(config, "logits_scaling", None)) is not None and not before:
             scales.append(scaling if config.model_type == "hyperclovax" else 1 / scaling)
         scale = scales[0] if scales else 1.0
         return cls(temperature, scale, getattr(config, "final_logit_softcapping", None))

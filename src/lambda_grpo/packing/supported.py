@@ -11,13 +11,15 @@ from typing import Any
 import torch
 
 from lambda_grpo.errors import InputError
+from lambda_grpo.packing.attention import text_part
 
 _STATEFUL = re.compile(
     r"Mamba|SSM|RWKV|Rwkv|DeltaNet|DeltaAttention|LinearAttention|LightningAttention|Recurrent|ShortConv|xLSTM|LSTM"
 )
 _LAYER_TYPES = {"full_attention", "sliding_attention", "attention", "dense", "sparse"}
 _POSITION_TABLES = {"wpe", "embed_positions", "position_embeddings", "position_embedding"}
-_DROPOUT = re.compile(r"drop(out|_prob)?(_prob)?$|pdrop$|layerdrop$")  # numbers that layers pass to functions
+_RANDOM = re.compile(r"drop|jitter|noise")  # in the names of numbers that layers pass to functions
+_SELECTS_KEYS = re.compile(r"Indexer")  # a token sees the keys that score best, of the whole row
 _OWN_MASKS = {"chameleon": "it masks the logits of image tokens"}  # by model_type
 _INSTEAD = "train it without tree packing"
 
@@ -41,28 +43,36 @@ def check_supported(model: Any, ids: torch.Tensor, position: torch.Tensor) -> No
         InputError: naming the layer, configuration or token at fault, and what to do.
     """
     check_layers(model)
-    _check_tokens(model, ids, position)
+    check_tokens(model, ids, position)
     check_dropout(model)
 
 
 def check_dropout(model: Any) -> None:
-    """Refuse dropout that is active: a shared token would drop out for all its completions at once.
+    """Refuse dropout and noise that are active: a shared token would get the same for all its completions.
+
+    What layers draw is told by the names of their numbers (`attention_dropout`, `jitter_noise`); so numbers
+    that a layer reads from its configuration during the pass are not seen.
 
     Raises:
-        InputError: naming the module and its dropout.
+        InputError: naming the module and its dropout or noise.
     """
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Dropout) and module.training and module.p > 0:
-            raise InputError(
-                f"{name}: dropout {module.p} is active, and a shared token would drop out for all its "
-                "completions at once; call model.eval() or set the dropout to 0"
-            )
+        if not module.training:
+            continue
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0:
+            raise _active(name, "dropout", module.p)
         for attribute, value in vars(module).items():
-            if module.training and isinstance(value, float) and value > 0 and _DROPOUT.search(attribute):
-                raise InputError(
-                    f"{name}.{attribute}: dropout {value} is active, and a shared token would drop out for "
-                    "all its completions at once; call model.eval() or set the dropout to 0"
-                )
+            number = isinstance(value, float | int) and not isinstance(value, bool)
+            if number and value > 0 and _RANDOM.search(attribute):
+                kind = "dropout" if "drop" in attribute else "noise"
+                raise _active(f"{name}.{attribute}", kind, value)
+
+
+def _active(name: str, kind: str, value: float) -> InputError:
+    return InputError(
+        f"{name}: {kind} {value} is active, and a shared token would get the same for all its completions; "
+        "call model.eval() or set it to 0"
+    )
 
 
 def check_layers(model: Any, instead: str = _INSTEAD) -> None:
@@ -85,6 +95,11 @@ def check_layers(model: Any, instead: str = _INSTEAD) -> None:
                 f"{kind}: {name} ({type(module).__name__}) carries a state from token to token, which cannot "
                 f"fork; {instead}"
             )
+        if _SELECTS_KEYS.search(type(module).__name__):
+            raise InputError(
+                f"{kind}: {name} ({type(module).__name__}) chooses the keys that a token sees from the whole "
+                f"row, other completions included; {_INSTEAD}"
+            )
     other = sorted(set(getattr(config, "layer_types", None) or []) - _LAYER_TYPES)
     if other:
         raise InputError(f"{kind}: layers of type {', '.join(other)} cannot fork; {instead}")
@@ -105,7 +120,12 @@ def check_layers(model: Any, instead: str = _INSTEAD) -> None:
         raise InputError(f"{kind} has no language-model head")
 
 
-def _check_tokens(model: Any, ids: torch.Tensor, position: torch.Tensor) -> None:
+def check_tokens(model: Any, ids: torch.Tensor, position: torch.Tensor) -> None:
+    """Refuse ids beyond the vocabulary and positions beyond a learned table; for arguments `check_supported`.
+
+    Raises:
+        InputError: naming the id or the table.
+    """
     vocabulary = model.get_input_embeddings().num_embeddings
     if int(ids.max()) >= vocabulary:
         raise InputError(f"token id {int(ids.max())} is beyond the model's vocabulary of {vocabulary}")
@@ -118,8 +138,11 @@ def check_positions(model: Any, count: int, what: str) -> None:
     Raises:
         InputError: naming the table.
     """
+    config = model.config.get_text_config()
+    text = set(text_part(model).modules())  # the towers of images and sounds have tables of their own
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES:
-            limit = getattr(model.config, "max_position_embeddings", module.num_embeddings)
+        table = isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES
+        if table and module in text:
+            limit = getattr(config, "max_position_embeddings", module.num_embeddings)
             if count > limit:
                 raise InputError(f"{what} need {count} positions, {name} knows {limit}")

@@ -8,25 +8,28 @@
    shuffled, for only rows that run together can share tokens.
 
 What cannot be packed (active dropout, layers that cannot fork, images, a mixture of experts' auxiliary loss)
-runs plainly, after one warning that says why.
+runs plainly, after one warning that says why. Each model is tried once, apart from training
+(`packing_probe.py`). All ranks then do the same, and an error in a packed pass is an error.
 """
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from lambda_grpo.engines.trl.checkpoint_state import KeepsState
+from lambda_grpo.engines.trl.packing_probe import why_not_packed
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing import PackedTree, tree_logps_and_entropies
 from lambda_grpo.packing.cost import WORTHWHILE, flops_per_second, predicted_gain
 from lambda_grpo.packing.rows import pack_rows
-from lambda_grpo.packing.supported import check_dropout, check_layers, inner_model
+from lambda_grpo.packing.supported import check_dropout, check_layers, check_tokens, inner_model
 from lambda_grpo.training import run_folder
 
 Mode = Literal["auto", "on", "off"]
@@ -43,16 +46,23 @@ class TreePacking(KeepsState):
     """`GRPOTrainer` with `args.tree_packing`; logs `tree/packed` and `tree/raw_per_unique` each step."""
 
     _buffered_inputs: list[dict[str, Any]] | None
-    _unpackable = False  # known after the first try
+    _unpackable = False  # on this rank, and so on all
+    _proven: tuple[str, ...] = ()  # models, each in training or evaluation, that the probe found right
     _flops_per_second: float | None = None  # of this machine; kept on resuming, so that the same is packed
 
     def kept_state(self) -> dict[str, Any]:
-        packing = {"unpackable": self._unpackable, "flops_per_second": self._flops_per_second}
-        return super().kept_state() | {"packing": packing}
+        return super().kept_state() | {
+            "packing": {
+                "unpackable": self._unpackable,
+                "proven": list(self._proven),
+                "flops_per_second": self._flops_per_second,
+            }
+        }
 
     def load_kept_state(self, kept: Mapping[str, Any]) -> None:
         super().load_kept_state(kept)
         self._unpackable = kept["packing"]["unpackable"]
+        self._proven = tuple(kept["packing"].get("proven", ()))
         self._flops_per_second = kept["packing"]["flops_per_second"]
 
     @property
@@ -73,8 +83,9 @@ class TreePacking(KeepsState):
         **inputs: Any,
     ) -> PassOutput:
         """As TRL's; `batch_size` is the number of rows that run together, packed or not."""
+        plain_pass = super()._get_per_token_logps_and_entropies
         plain = partial(
-            super()._get_per_token_logps_and_entropies,
+            plain_pass,
             *(
                 model,
                 input_ids,
@@ -97,26 +108,17 @@ class TreePacking(KeepsState):
             self._pack(input_ids[i : i + size], attention_mask[i : i + size], logits_to_keep)
             for i in range(0, len(input_ids), size)
         ]
-        if not self._worthwhile(model, chunks, input_ids):
+        trees = [tree for tree in chunks if tree is not None]
+        worthwhile = len(trees) == len(chunks) and self._pays(model, trees, input_ids)
+        if not self._all_pack(worthwhile, trees, partial(self._proves, model, plain_pass)):
             return plain()
-        try:
-            with self.accelerator.autocast():
-                scores = [
-                    tree_logps_and_entropies(model, tree, temperature=self.temperature)
-                    for tree in chunks
-                    if tree is not None
-                ]
-        except torch.OutOfMemoryError:
-            raise
-        except InputError as reason:
-            self._give_up(str(reason))
-            return plain()
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as reason:
-            # A model that nobody has tried may fail in a way of its own; it trains on plain rows.
-            self._give_up(f"{type(reason).__name__}: {reason}")
-            return plain()
+        scores = [self._packed_pass(model, tree) for tree in trees]
         logps, entropies = (torch.cat(parts) for parts in zip(*scores, strict=True))
         return logps, entropies if compute_entropy else None, None
+
+    def _packed_pass(self, model: Any, tree: PackedTree) -> tuple[Tensor, Tensor]:
+        with self.accelerator.autocast():
+            return tree_logps_and_entropies(model, tree, temperature=self.temperature)
 
     def _pack(self, ids: Tensor, mask: Tensor, width: int) -> PackedTree | None:
         if self._unpackable:
@@ -127,26 +129,47 @@ class TreePacking(KeepsState):
             self._give_up(str(reason))
             return None
 
-    def _worthwhile(self, model: Any, chunks: list[PackedTree | None], ids: Tensor) -> bool:
-        """Whether to pack. All processes do the same, for sharded models gather weights layer by layer."""
-        trees = [tree for tree in chunks if tree is not None]
-        packable = len(trees) == len(chunks)
-        worthwhile = packable and self._pays(model, trees, ids)
+    def _all_pack(self, worthwhile: bool, trees: list[PackedTree], proves: Callable[[], bool]) -> bool:
+        """Whether to pack. All ranks do the same, because sharded models gather weights layer by layer."""
         raw, unique = sum(tree.raw_tokens for tree in trees), sum(tree.num_tokens for tree in trees)
         if self.accelerator.num_processes > 1:
             mine = torch.tensor([worthwhile, raw, unique], device=self.accelerator.device)
             votes, raw, unique = self.accelerator.reduce(mine, reduction="sum").tolist()
             worthwhile = votes == self.accelerator.num_processes
+        worthwhile = worthwhile and proves()
         if unique and torch.is_grad_enabled():
             self._metrics["train"]["tree/packed"].append(float(worthwhile))
             self._metrics["train"]["tree/raw_per_unique"].append(raw / unique)
         return worthwhile
 
+    def _proves(self, model: Any, plain_pass: Any) -> bool:
+        """Whether a model gives right log-probs when it is packed; tried once, by all ranks together."""
+        inner = inner_model(model)
+        name = f"{type(inner).__name__} in {'training' if inner.training else 'evaluation'}"
+        if name in self._proven:
+            return True
+        reason = why_not_packed(
+            lambda tree: self._packed_pass(model, tree)[0],
+            lambda ids, mask, width: plain_pass(model, ids, mask, width)[0],
+            vocabulary=inner.get_input_embeddings().num_embeddings,
+            like=torch.empty(0, device=inner.device),
+            narrow=inner.dtype.itemsize < 4 or self.accelerator.mixed_precision != "no",
+        )
+        reason = next(filter(None, gather_object([reason])), "")
+        if reason:
+            self._give_up(reason)
+        else:
+            self._proven = (*self._proven, name)
+        return not reason
+
     def _pays(self, model: Any, trees: list[PackedTree], ids: Tensor) -> bool:
         """Whether packing should be faster; False, with a warning, if the model cannot be packed."""
         try:
-            check_layers(inner_model(model))
-            check_dropout(inner_model(model))
+            inner = inner_model(model)
+            check_layers(inner)
+            check_dropout(inner)
+            for tree in trees:
+                check_tokens(inner, torch.cat([tree.ids, tree.target]), tree.position)
             return self.args.tree_packing == "on" or self._gain(model, trees, ids) >= WORTHWHILE
         except InputError as reason:
             self._give_up(str(reason))

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
@@ -124,18 +125,25 @@ def bound(layout: TreeLayout) -> Iterator[Binding]:
 
 
 def use_tree_attention(model: Any) -> None:
-    """Switch a transformers model to tree attention; outside `bound` it stays plain SDPA.
+    """Switch the text part of a transformers model to tree attention; outside `bound` it stays plain SDPA.
 
     Raises:
         InputError: transformers cannot switch this model's attention.
     """
-    if model.config._attn_implementation != IMPLEMENTATION:
-        model.set_attn_implementation(IMPLEMENTATION)
-    if model.config._attn_implementation != IMPLEMENTATION:
+    text = text_part(model)
+    if text.config._attn_implementation != IMPLEMENTATION:
+        text.set_attn_implementation(IMPLEMENTATION)
+    if text.config._attn_implementation != IMPLEMENTATION:
         raise InputError(
             f"{type(model).__name__}: its attention does not go through transformers' attention interface, "
             "so it cannot be told about trees; train it without tree packing"
         )
+
+
+def text_part(model: Any) -> Any:
+    """The part of a transformers model that runs over tokens, without its towers for images or sounds."""
+    decoder = model.get_decoder()
+    return decoder if hasattr(decoder, "config") else model  # some call their head "decoder"
 
 
 @contextmanager
@@ -148,8 +156,7 @@ def switched(model: Any) -> Iterator[None]:
     Raises:
         InputError: transformers cannot switch this model's attention.
     """
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    before = [(config, config._attn_implementation) for config in configs.values()]  # parents come first
+    before = [(config, config._attn_implementation) for config in _configs(model)]
     try:
         use_tree_attention(model)
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
@@ -157,7 +164,19 @@ def switched(model: Any) -> Iterator[None]:
         yield
     finally:
         for config, implementation in before:
-            config._attn_implementation = implementation
+            config._attn_implementation_internal = implementation  # without it transformers sets parts too
+
+
+def _configs(model: Any) -> list[PreTrainedConfig]:
+    """The configurations of a model and of its parts, each once, also those that no module holds."""
+    found: dict[int, PreTrainedConfig] = {}
+    held: list[Any] = [value for module in model.modules() for value in vars(module).values()]
+    while held:
+        value = held.pop()
+        if isinstance(value, PreTrainedConfig) and id(value) not in found:
+            found[id(value)] = value
+            held += vars(value).values()
+    return list(found.values())
 
 
 _recomputable: WeakSet[torch.nn.Module] = WeakSet()
