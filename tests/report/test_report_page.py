@@ -82,6 +82,23 @@ def test_the_twin_is_what_the_page_draws_from(browser, two_runs):
         assert page.locator("#numbers tbody tr").count() == len(twin["steps"]["step"]) == 8
 
 
+def test_it_opens_with_the_verdict(browser, two_runs, by_hand):
+    twin = json.loads(two_runs.with_suffix(".json").read_text())
+    with opened(browser, two_runs, viewport={"width": 1280, "height": 800}) as page:
+        assert page.locator("h1").inner_text() == "What does λ-GRPO change in these runs?"
+        for place, run in enumerate(twin["runs"]):
+            card = page.locator("#statements > li").nth(place)
+            assert card.locator(".answer").all_text_contents() == run["verdict"]["sentences"]
+            assert card.locator("strong").inner_text().startswith("λ-GRPO changes ")
+            box = card.locator("canvas").bounding_box()
+            assert box["width"] > 300
+            assert box["y"] + box["height"] < 800, "sentences and pictures are on the first screen"
+    with opened(browser, by_hand) as page:  # one step: two bars, no curve
+        assert page.locator("#statements canvas").count() == 0
+        assert page.locator("#statements .bar").count() == 2
+        assert "56%" in page.locator(".verdict-figure").inner_text()  # 5 of 9 tokens are shared
+
+
 def test_hovering_shows_the_numbers_worked_by_hand(browser, by_hand):
     with opened(browser, by_hand) as page:
         page.locator('.block[data-node="1"]').hover()  # "one ", shared by three: A = -1/3

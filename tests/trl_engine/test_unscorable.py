@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from tiny_trainers import GROUP, PROMPTS, make_trainer, reward
+from tiny_trainers import GROUP, PROMPTS, TOKENIZER, make_trainer, reward
 
 from lambda_grpo import ProcessTree
 from lambda_grpo.credit import CREDITS
@@ -90,6 +90,8 @@ def test_a_run_with_unscorable_completions_is_reported_whole(tmp_path) -> None:
     assert len(groups) == len(PROMPTS)
     rewards = np.concatenate([group.rewards for group in groups])
     assert np.flatnonzero(np.isnan(rewards)).tolist() == list(range(0, len(PROMPTS) * GROUP, 5))
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        assert TOKENIZER.batch_decode(group.prompt_ids) == [prompt] * GROUP
     advantages = np.concatenate([group.advantages for group in groups])
     assert (advantages[np.isnan(rewards)] == 0).all()
     written = write_report([tmp_path], tmp_path / "report.html")

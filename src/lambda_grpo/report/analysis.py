@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lambda_grpo import measures
-from lambda_grpo.credit import step_means, step_sums
+from lambda_grpo.credit import path_sums, step_means, step_sums
 from lambda_grpo.rollouts import Group
 from lambda_grpo.tree import ProcessTree
 
@@ -35,6 +35,10 @@ WEIGHTS = {
     "path_depth": "counted",
     "intermediate_proportion": "counted",
     "shared_tokens": "tokens",
+    "push_removed": "push",
+    "push_cancelled": "push",
+    "packing_ratio": "packed_tokens",
+    "sampling_ratio": "sampled_tokens",
 }
 GROUP_MEASURES = (
     *WEIGHTS,
@@ -61,7 +65,8 @@ class Analysis:
             with a reward; `reward` and `accuracy` are means over scored completions, `length` over all,
             `spread` is max - min reward; `path_depth` and `intermediate_proportion` are means over counted
             completions; `shared_tokens` is the share of tokens with |λ| > 1; `flat` is 0 or 1; the
-            rest is the flaw, see `group_row`. nan where a group does not define a number.
+            rest is the push, the savings and the flaw, see `group_row`. nan where a group does not define a
+            number.
         nodes: one row per process step. `run`, `step`, `group`, `node` name it; `parent`, `start`, `end`,
             `size`, `depth` are the tree's; `scored` is how many of its completions have a reward, `reward`
             is R̂(λ) and `advantage` A(λ), their means over these.
@@ -107,7 +112,7 @@ def analyse(
                 nodes.append(_node_rows(group, tree))
             if visit:
                 visit(group, tree, row)
-    counts = ("completions", "scored", "counted", "tokens")
+    counts = ("completions", "scored", "counted", "tokens", "push", "packed_tokens", "sampled_tokens")
     names = ("run", "step", "group", *counts, "spread", *GROUP_MEASURES)
     table = {name: np.array([row[name] for row in rows]) for name in names}
     return Analysis(table, _joined(nodes))
@@ -124,7 +129,16 @@ def build_trees(batch: Sequence[Group]) -> list[ProcessTree]:
 
 
 def group_row(group: Group, tree: ProcessTree, correct_at: float = 1.0) -> dict[str, Any]:
-    """One group's row of the table. The flaw, of GRPO (w = 1) and of λ-GRPO (w = 1/|λ|):
+    """One group's row of the table.
+
+    - push: Σ|a| over tokens; push_removed: Σ|a|·(1 - 1/|λ|) by it, what λ-GRPO takes off it; push_cancelled:
+      the part of that on the root's tokens, which all completions share, if their advantages sum to zero:
+      these pushes cancel under GRPO too.
+    - packed_tokens, sampled_tokens: tokens, prompts included, if each shared one is computed once, and if
+      each prompt is; packing_ratio, sampling_ratio: all tokens by these. nan if the prompts' tokens are not
+      known.
+
+    The flaw, of GRPO (w = 1) and of λ-GRPO (w = 1/|λ|):
 
     - best_pushed_down: 1 if a best completion (highest reward; several may tie) has tokens whose
       step advantage is negative, else 0; best_tokens_down: how many, mean over the best. nan if all
@@ -171,6 +185,33 @@ def group_row(group: Group, tree: ProcessTree, correct_at: float = 1.0) -> dict[
         "effective_terms_grpo": measures.effective_terms(tree, a),
         "effective_terms_lambda": measures.effective_terms(tree, a, once),
         "unique_tokens": tree.unique_tokens,
+        **_push(group, tree),
+        **_savings(group, tree),
+    }
+
+
+def _push(group: Group, tree: ProcessTree) -> dict[str, float]:
+    a, tokens = group.advantages, tree.end - tree.start
+    push = float(np.abs(a) @ tree.lengths)
+    if push == 0:
+        return {"push": 0.0, "push_removed": float("nan"), "push_cancelled": float("nan")}
+    removed = float(np.abs(a) @ path_sums(tree, tokens * (1 - 1 / tree.size)))
+    total = float(np.abs(a).sum())
+    cancels = abs(a.sum()) < 1e-6 * total
+    root = total * float(tokens[0]) * (1 - 1 / tree.num_completions) if cancels else 0.0
+    return {"push": push, "push_removed": removed / push, "push_cancelled": root / push}
+
+
+def _savings(group: Group, tree: ProcessTree) -> dict[str, float]:
+    tokens = float(tree.lengths.sum())
+    each = group.prompt_lengths.astype(np.float64) if len(group.prompt_lengths) else np.full(1, np.nan)
+    once = each[np.unique(group.contexts)].sum() if len(each) > 1 else np.nan
+    raw, packed, sampled = each.sum() + tokens, once + tree.unique_tokens, once + tokens
+    return {
+        "packed_tokens": packed,
+        "sampled_tokens": sampled,
+        "packing_ratio": raw / packed if packed else np.nan,
+        "sampling_ratio": raw / sampled if sampled else np.nan,
     }
 
 

@@ -15,6 +15,7 @@ from lambda_grpo import __version__
 from lambda_grpo.errors import InputError
 from lambda_grpo.report.analysis import Analysis, Table, analyse
 from lambda_grpo.report.sample import Sample, group_content
+from lambda_grpo.report.verdict import verdict
 from lambda_grpo.rollouts import Group, RolloutReader
 from lambda_grpo.training.run_folder import without_nan
 
@@ -116,7 +117,7 @@ def _runs(
 ) -> list[dict[str, Any]]:
     """One object per run that has groups: its name, what was read, its means."""
     table = _columns(analysis.runs())
-    flat = analysis.groups["flat"]
+    flat, steps = analysis.groups["flat"], analysis.steps()
     runs = []
     for place, name in enumerate(table["run"]):
         mine = analysis.groups["run"] == name
@@ -130,6 +131,7 @@ def _runs(
                 "tokens_from": list(origins[name]),
                 "flat_groups": int(flat[mine].sum()),
                 "groups_with_a_best": int(known.sum()),
+                "verdict": verdict(means, int(flat[mine].sum()), _of_run(steps, name)),
                 "means": means,
             }
         )
@@ -146,6 +148,10 @@ def _unscored_notes(analysis: Analysis) -> list[str]:
         for run, completions, scored in counts
         if scored < completions
     ]
+
+
+def _of_run(table: Table, name: str) -> Table:
+    return {column: values[table["run"] == name] for column, values in table.items()}
 
 
 def _columns(table: Table) -> dict[str, list[Any]]:

@@ -5,6 +5,7 @@
   document.title = `Hidden process rewards: ${data.runs.map((run) => Show.visible(run.name)).join(", ")}`;
   document.getElementById("accuracy-rule").textContent = `Share of completions marked correct in the file or, where it does not say, with a reward of at least ${data.correct_at}.`;
   document.getElementById("made-by").textContent = `Made by lambda-grpo ${data.version}. The method: Sullivan & Koller, “GRPO is Secretly a Process Reward Model”, arXiv 2509.21154.`;
+  Verdict.draw(data);
   Overview.start(data);
   Explorer.start(data);
 
@@ -13,11 +14,13 @@
     if (innerWidth === width) return;
     width = innerWidth;
     requestAnimationFrame(() => {
+      Verdict.resize();
       Overview.resize();
       Explorer.draw();
     });
   });
   Colour.dark.addEventListener("change", () => {
+    Verdict.draw(data);
     Overview.draw(data);
     Explorer.draw();
     Explorer.list();

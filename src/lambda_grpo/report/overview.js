@@ -1,5 +1,5 @@
 "use strict";
-// The statements, the curves over training, the flaw, and the table of all numbers.
+// The warnings, the curves over training, the flaw, and the table of all numbers.
 
 const Overview = (() => {
   const CHARTS = [
@@ -42,30 +42,6 @@ const Overview = (() => {
     },
   ];
   let plots = [];
-
-  function statements(data) {
-    const list = document.getElementById("statements");
-    for (const run of data.runs) {
-      const item = Show.make("li");
-      const total = run.means.groups;
-      const head = item.appendChild(Show.make("strong"));
-      head.textContent = `${Show.number(run.flat_groups)} of ${Show.number(total)} groups are flat.`;
-      if (data.runs.length > 1) {
-        const name = Show.append(Show.make("span", "run-name"), run.name);
-        name.prepend(swatch(data.runs.indexOf(run)));
-        item.prepend(name);
-      }
-      const rest = total - run.flat_groups;
-      item.append(
-        rest
-          ? ` In ${rest === total ? "all of them" : `the other ${Show.number(rest)}`} GRPO scores intermediate steps. Over all groups a completion passes ${Show.number(run.means.path_depth)} such steps on average, and ${Show.percent(run.means.shared_tokens)} of all tokens lie in a step that several completions share.`
-          : " Here GRPO's process rewards are trivial: no two completions share a step beyond what all share.",
-      );
-      const read = `${Show.number(run.means.completions)} completions, ${Show.number(run.means.tokens)} tokens (${run.tokens_from.join(", ")})`;
-      item.append(Show.append(Show.make("small"), read));
-      list.append(item);
-    }
-  }
 
   function swatch(index) {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -247,8 +223,6 @@ const Overview = (() => {
   }
 
   function draw(data) {
-    document.getElementById("statements").replaceChildren();
-    statements(data);
     legend(data);
     charts(data);
   }
@@ -264,5 +238,5 @@ const Overview = (() => {
     draw(data);
   }
 
-  return { start, draw, resize };
+  return { start, draw, resize, swatch, smooth, tickLabel };
 })();

@@ -28,6 +28,7 @@ _SCRIPTS = (
     "show.js",
     "colours.js",
     "overview.js",
+    "verdict.js",
     "figure.js",
     "explorer.js",
     "main.js",

@@ -65,7 +65,7 @@ def _score(row: Row) -> float:
 
 
 def _own_copy(group: Group) -> Group:
-    return replace(group, token_ids=[ids.copy() for ids in group.token_ids])
+    return replace(group, token_ids=[ids.copy() for ids in group.token_ids], prompt_ids=())
 
 
 def group_content(group: Group, row: Row, tokeniser: Tokeniser | None) -> dict[str, Any]:

@@ -60,8 +60,8 @@ class FileRows:
     Attributes:
         file, format: where the rows are from.
         numbers: the row of each in its file, counted from 1 (the line of a JSONL file).
-        columns: our names (`step`, `group`, `prompt`, `completion`, `token_ids`, `tokens`, `reward`,
-            `advantage`, `correct`) → one value per row; in TRL's files also the reward functions.
+        columns: our names (`step`, `group`, `prompt`, `prompt_ids`, `completion`, `token_ids`, `tokens`,
+            `reward`, `advantage`, `correct`) → one value per row; in TRL's files also the reward functions.
     """
 
     file: Path
@@ -184,7 +184,10 @@ def _our_names(fmt: Format, names: Sequence[str]) -> dict[str, str]:
     """Our name → the file's, of the columns worth reading."""
     if fmt.name == "TRL":
         return {name: name for name in names}
-    ours = ("step", "group", "prompt", "completion", "token_ids", "tokens", "reward", "advantage", "correct")
+    ours = (
+        "step", "group", "prompt", "prompt_ids", "completion", "token_ids", "tokens", "reward", "advantage",
+        "correct",
+    )  # fmt: skip
     theirs = {name: fmt.columns.get(name, name) for name in ours}
     return {name: column for name, column in theirs.items() if column in names}
 
@@ -194,7 +197,7 @@ def _column(name: str, values: Any) -> Sequence[Any]:
     import pyarrow as pa
 
     kind = values.type
-    ids = name == "token_ids" and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    ids = name in ("token_ids", "prompt_ids") and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
     if not ids or not pa.types.is_integer(kind.value_type) or values.values.null_count:
         return list(values.to_pylist())
     flat = values.values.to_numpy()

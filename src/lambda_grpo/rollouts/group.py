@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from lambda_grpo.rollouts.values import (
 
 FROM_IDS = "token ids in the file"
 FROM_STRINGS = "token strings in the file"
+_NO_IDS = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,9 @@ class Group:
             rewards that are known. 0 for unscored completions, unless the file says otherwise.
         correct: (G,) float64, 1 right, 0 wrong, nan where the file does not say.
         contexts: (G,) int, equal where prompts are equal; different prompts share no step.
+        prompt_ids: G int32 arrays, the prompts' token ids as the policy saw them; empty if not known.
+        prompt_lengths: (G,) int, the prompts' tokens, counted as the completions' are; empty if they are not
+            known.
         tokens_from: what made the token ids.
     """
 
@@ -58,6 +63,8 @@ class Group:
     correct: Float64
     contexts: NDArray[np.int64]
     tokens_from: str
+    prompt_ids: Sequence[Int32]
+    prompt_lengths: NDArray[np.int64]
 
     @property
     def scored(self) -> NDArray[np.bool_]:
@@ -96,7 +103,9 @@ def make_group(rows: FileRows, wanted: GroupRows, step: int, tokeniser: Tokenise
     else:
         rewards = scores(columns.get("reward", [None] * size), "reward")
     prompts = [text(i, value, "prompt") for i, value in enumerate(columns.get("prompt", [""] * size))]
-    firsts: dict[str, int] = {}  # each prompt's first row
+    prompt_ids = _prompt_ids(columns)
+    keys = [(prompt, ids.tobytes()) for prompt, ids in zip_longest(prompts, prompt_ids, fillvalue=_NO_IDS)]
+    firsts: dict[Any, int] = {}  # each prompt's first row
     texts = _texts(columns)
     ids, strings, tokens_from = _tokens(columns, texts, tokeniser)
     correct = columns.get("correct", [None] * size)
@@ -111,8 +120,10 @@ def make_group(rows: FileRows, wanted: GroupRows, step: int, tokeniser: Tokenise
         rewards=rewards,
         advantages=_advantages(columns, rewards),
         correct=np.array([right_or_wrong(i, value) for i, value in enumerate(correct)]),
-        contexts=np.array([firsts.setdefault(prompt, i) for i, prompt in enumerate(prompts)]),
+        contexts=np.array([firsts.setdefault(key, i) for i, key in enumerate(keys)]),
         tokens_from=tokens_from,
+        prompt_ids=prompt_ids,
+        prompt_lengths=_prompt_lengths(prompts, prompt_ids, tokens_from, tokeniser),
     )
 
 
@@ -134,6 +145,28 @@ def _texts(columns: Mapping[str, Sequence[Any]]) -> list[str]:
     if all(value is None for value in values) and ("token_ids" in columns or "tokens" in columns):
         return []
     return [text(i, value, "completion") for i, value in enumerate(values)]
+
+
+def _prompt_ids(columns: Mapping[str, Sequence[Any]]) -> list[Int32]:
+    """The prompts' token ids; none if a row has none."""
+    values = columns.get("prompt_ids", [None])
+    if any(value is None for value in values):
+        return []
+    return [token_ids(i, value, "prompt_ids") for i, value in enumerate(values)]
+
+
+def _prompt_lengths(
+    prompts: Sequence[str], prompt_ids: Sequence[Int32], tokens_from: str, tokeniser: Tokeniser | None
+) -> NDArray[np.int64]:
+    """(G,) tokens of each prompt; none if nothing tells them."""
+    if prompt_ids:
+        return np.array([len(ids) for ids in prompt_ids])
+    if not all(prompts) or not (tokeniser or tokens_from == FALLBACK):
+        return np.zeros(0, np.int64)
+    distinct = list(dict.fromkeys(prompts))
+    counted = tokeniser.encode(distinct) if tokeniser else [pieces(prompt) for prompt in distinct]
+    lengths = dict(zip(distinct, map(len, counted), strict=True))
+    return np.array([lengths[prompt] for prompt in prompts])
 
 
 def _tokens(

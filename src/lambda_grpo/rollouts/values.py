@@ -69,7 +69,7 @@ def number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and abs(value) <= _LARGEST else math.nan
 
 
-def token_ids(index: int, value: Any) -> Int32:
+def token_ids(index: int, value: Any, name: str = "token_ids") -> Int32:
     """One row's token ids.
 
     Raises:
@@ -79,7 +79,7 @@ def token_ids(index: int, value: Any) -> Int32:
     whole = isinstance(value, np.ndarray) or (isinstance(value, list) and set(map(type, value)) <= {int})
     ids = np.asarray(value) if whole and len(value) else np.zeros(0, np.int32)
     if not whole or ids.dtype.kind not in "iu" or (ids.size and (ids.min() < 0 or ids.max() >= 2**31)):
-        raise BadRow(index, f"token_ids is {short(value)}, expected a list of integers from 0 to 2**31 - 1")
+        raise BadRow(index, f"{name} is {short(value)}, expected a list of integers from 0 to 2**31 - 1")
     return ids.astype(np.int32)
 
 

@@ -6,7 +6,7 @@ before.json          the evaluation before training
 metrics.jsonl        one JSON object per logged step; names of validation begin with eval_
 tokenizer/           the policy's tokenizer
 machine_speed_*.json by which `auto` decides what to pack, one file a rank
-rollouts/*.parquet   one row per completion: step, group, prompt, completion, token_ids, reward, advantage
+rollouts/*.parquet   one row per completion: step, group, prompt and completion, their ids, reward, advantage
 checkpoint-*/        as transformers writes them, sealed (checkpoints.py); with validation, the best
 model/               the trained policy; with validation, the best
 curve.png            the curves of metrics.jsonl
@@ -164,6 +164,7 @@ class Rollouts:
         groups: (B,) int, the same number for completions of one prompt; numbered within the step.
         prompts, completions: B texts or lists of chat messages.
         token_ids: B lists of the completion's token ids.
+        prompt_ids: B lists of the prompt's, as the policy saw it; None if they are not known.
         rewards, advantages: (B,) float; a reward is NaN if no function could score the completion.
     """
 
@@ -175,6 +176,7 @@ class Rollouts:
     rewards: NDArray[np.floating[Any]]
     advantages: NDArray[np.floating[Any]]
     batch: int = 0
+    prompt_ids: Sequence[Sequence[int]] | None = None
 
 
 def write_rollouts(folder: str | Path, rollouts: Rollouts, rank: int = 0) -> Path:
@@ -185,17 +187,21 @@ def write_rollouts(folder: str | Path, rollouts: Rollouts, rank: int = 0) -> Pat
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    ids = pa.list_(pa.int32())
     table = pa.table(
         {
             "step": pa.array([rollouts.step] * len(rollouts.prompts), pa.int64()),
             "group": pa.array(rollouts.groups, pa.int64()),
             "prompt": pa.array([_text(prompt) for prompt in rollouts.prompts], pa.string()),
             "completion": pa.array([_text(completion) for completion in rollouts.completions], pa.string()),
-            "token_ids": pa.array([list(ids) for ids in rollouts.token_ids], pa.list_(pa.int32())),
+            "token_ids": pa.array([list(row) for row in rollouts.token_ids], ids),
             "reward": pa.array(np.asarray(rollouts.rewards, np.float64), from_pandas=True),
             "advantage": pa.array(np.asarray(rollouts.advantages, np.float64)),
         }
     )
+    if rollouts.prompt_ids is not None:
+        prompt_ids = pa.array([list(row) for row in rollouts.prompt_ids], ids)
+        table = table.append_column("prompt_ids", prompt_ids)
     again = f"-batch-{rollouts.batch}" if rollouts.batch else ""
     path = Path(folder) / "rollouts" / f"step-{rollouts.step:06d}-rank-{rank}{again}.parquet"
     with written_whole(path) as aside:

@@ -147,7 +147,7 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
             batch[name] = torch.from_numpy(np.ascontiguousarray(own)).to(like.device)
         self._log_credit(mode, groups, trees, masks, weights)
         if self.args.save_rollouts and mode == "train":
-            self._save_rollouts(groups)
+            self._save_rollouts(groups, _prompt_ids(batch))
         return batch
 
     def _whole_groups(self, batch: dict[str, Any], size: int) -> _Groups:
@@ -218,12 +218,13 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
             total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
         self._metrics[mode][name].append(float(total) / max(float(count), 1.0))
 
-    def _save_rollouts(self, groups: _Groups) -> None:
+    def _save_rollouts(self, groups: _Groups, prompt_ids: list[list[int]]) -> None:
         """Write the groups whose first completion lies here, whole."""
         prompts, completions = self._scored.prompts, self._scored.completions
         if len(groups.ids) > len(prompts):  # groups straddle ranks, and so on each of them
             there = slice(groups.first_row, groups.first_row + len(groups.ids))
             prompts, completions = gather_object(prompts)[there], gather_object(completions)[there]
+            prompt_ids = gather_object(prompt_ids)[there]
         step, (last, number) = self.state.global_step, self._saved
         batch = number + 1 if step == last else 0  # several, if steps_per_generation is below accumulation
         self._saved = step, batch
@@ -240,6 +241,7 @@ class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
                 token_ids=groups.ids[begun],
                 rewards=groups.rewards[begun],
                 advantages=groups.advantages[begun],
+                prompt_ids=prompt_ids[begun],
             ),
             rank=self.accelerator.process_index,
         )
@@ -295,4 +297,10 @@ def _contexts(batch: dict[str, Any], size: int) -> list[bytes] | None:
         grouped = torch.cat([ids, mask], dim=1).view(-1, size, 2 * ids.shape[1])
         if (grouped == grouped[:, :1]).all():
             return None
-    return [row[real].cpu().numpy().tobytes() for row, real in zip(ids, mask.bool(), strict=True)]
+    return [np.array(row).tobytes() for row in _prompt_ids(batch)]
+
+
+def _prompt_ids(batch: dict[str, Any]) -> list[list[int]]:
+    """Each row's prompt without its padding."""
+    ids, mask = batch["prompt_ids"].cpu(), batch["prompt_mask"].bool().cpu()
+    return [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
