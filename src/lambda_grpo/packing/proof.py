@@ -1,7 +1,8 @@
 """Whether packed rows give what plain rows give on the device at hand: log-probs, and a few gradients.
 
-Three passes over the same rows: plain, packed, and exact, which is the plain pass in float32. With errors
-that are root mean squares, those of gradients relative to the exact gradient, packing is right if
+Three passes over the same rows: plain, packed, and exact, which is each row on its own, without padding, in
+float32. With errors that are root mean squares, those of gradients relative to the exact gradient, packing is
+right if
 
     error(packed) ≤ 2 · error(plain) + what float32 rounds.
 
@@ -27,6 +28,35 @@ _MOST_GRADIENTS = 6
 _LARGEST_GRADIENT = 2**24  # numbers
 
 Score = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """A trainer's padded rows.
+
+    Attributes:
+        ids, mask: (R, L), prompts padded on the left, completions on the right.
+        width: the last columns are the completions'.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    width: int
+
+    @property
+    def real(self) -> Tensor:
+        """(R, width) bool, the completions' tokens."""
+        return self.mask[:, -self.width :].bool()
+
+    def first(self, count: int) -> "PaddedRows":
+        """The first rows."""
+        return PaddedRows(self.ids[:count], self.mask[:count], self.width)
+
+    def alone(self) -> Iterator[tuple[Tensor, int]]:
+        """Each row without padding, and the length of its completion, those excepted that have none."""
+        for ids, mask, real in zip(self.ids, self.mask.bool(), self.real, strict=True):
+            if real.any():
+                yield ids[mask], int(real.sum())
 
 
 @dataclass(frozen=True)
@@ -100,10 +130,56 @@ def outcome(score: Score, real: Tensor, parameters: Sequence[Tensor]) -> Outcome
         logps = logps.to(torch.promote_types(logps.dtype, torch.float32))
         if not parameters:
             return Outcome(logps, [])
-        weights = torch.cos(torch.arange(len(logps), device=logps.device, dtype=logps.dtype))
-        found = torch.autograd.grad((logps * weights).mean(), parameters, allow_unused=True)
+        loss = (logps * _weights(len(logps), logps)).mean()
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
     gradients = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
     return Outcome(logps.detach(), [g.float() for g in gradients])
+
+
+def exact_outcome(model: Any, rows: "PaddedRows", temperature: float, names: Sequence[str]) -> Outcome | None:
+    """Each row on its own, in float32; None if there is no room for a float32 copy of 16-bit weights.
+
+    Args:
+        model: a transformers model, unwrapped. Its class's forward runs, so no wrapper changes the precision.
+        names: parameters to differentiate by.
+    """
+    wide = exact_copy(model)
+    if wide is None:
+        return None
+    parameters = parameters_of(wide, names)
+    logps: list[Tensor] = []
+    total: list[Tensor] = [torch.zeros_like(p) for p in parameters]
+    count = int(rows.real.sum())
+    with torch.set_grad_enabled(bool(parameters)), exact_products(rows.ids.device), _exact_attention(wide):
+        for ids, completion in rows.alone():
+            output = type(wide).forward(wide, input_ids=ids[None], use_cache=False)
+            scores = (output.logits[0, -completion - 1 : -1].float() / temperature).log_softmax(-1)
+            found = scores.gather(-1, ids[-completion:, None])[:, 0]
+            if parameters:
+                weights = _weights(count, found)[sum(map(len, logps)) :][:completion]
+                grads = torch.autograd.grad((found * weights).sum() / count, parameters, allow_unused=True)
+                total = [t if g is None else t + g for t, g in zip(total, grads, strict=True)]
+            logps.append(found.detach())
+    return Outcome(torch.cat(logps), total)
+
+
+@contextmanager
+def _exact_attention(model: Any) -> Iterator[None]:
+    """Flash attention knows no float32, so another takes its place inside."""
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    try:
+        if "flash" in str(model.config._attn_implementation):
+            capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+            model.set_attn_implementation("eager" if capped else "sdpa")
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation
+
+
+def _weights(count: int, like: Tensor) -> Tensor:
+    return torch.cos(torch.arange(count, device=like.device, dtype=like.dtype))
 
 
 def some_parameters(model: Any) -> list[str]:
