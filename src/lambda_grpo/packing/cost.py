@@ -1,7 +1,7 @@
 """What an update costs on a packed tree and on plain rows, so that packing is used where it pays.
 
-Floating-point operations of a forward and backward pass, from shapes alone; the constants were fitted to
-measured times, so that those of slow operations count more than once:
+A first guess from shapes alone, in floating-point operations of a forward and backward pass. Its constants
+were fitted to times on a CPU, so that slow operations count more than once:
 
     6 · weights of the layers · tokens              their matrix products
     28 · heads · head size · layers · pairs         attention, per query-key pair
@@ -9,11 +9,17 @@ measured times, so that those of slow operations count more than once:
     1200 · layers · d · tokens                      norms, activations, rotations
     pieces · layers · 160 µs                        the fixed cost of calling attention
 
-Sliding windows are left aside, and so is memory.
+A `Calibration` corrects the guess for each way by what was timed on the machine at hand:
+
+    seconds = fixed + factor · guess.
+
+Where FlexAttention has a kernel, the tree's pairs are those of the blocks that it computes. Sliding windows
+are left aside, and so is memory.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -21,10 +27,11 @@ import torch
 
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing.attention import plan_limits
+from lambda_grpo.packing.attention.blocks import BLOCK, PaddedTree, block_table
 from lambda_grpo.packing.attention.plan import num_pairs
 from lambda_grpo.packing.layout import PackedTree
 
-WORTHWHILE = 1.1  # pack if `predicted_gain` is at least this
+WORTHWHILE = 1.1  # pack if `predicted_gain` is at least this, before anything is timed
 
 _SECONDS_PER_PIECE = 160e-6
 _UNGATED = {"gpt2", "gpt_neox", "gptj", "opt", "phi", "starcoder2", "gpt_neo", "gpt_bigcode"}
@@ -49,13 +56,71 @@ class Work:
         return (self.flops + self.other) / flops_per_second + self.pieces * _SECONDS_PER_PIECE
 
 
-def tree_work(packed: PackedTree, config: Any) -> Work:
+@dataclass(frozen=True)
+class WayCost:
+    """seconds = fixed + factor · guess, of one way to run an update."""
+
+    fixed: float = 0.0
+    factor: float = 1.0
+
+    @classmethod
+    def fitted(cls, guesses: Sequence[float], seconds: Sequence[float]) -> "WayCost":
+        """Through the largest of the timed updates, with the slope that the others tell.
+
+        A slope is believed between 0.5 and 1 times the largest one's seconds ÷ guess, so that no noise in a
+        small update makes a large one free, or the fixed cost negative.
+
+        >>> WayCost.fitted([1.0, 2.0], [1.5, 2.5])
+        WayCost(fixed=0.5, factor=1.0)
+        """
+        points = sorted(zip(guesses, seconds, strict=True))
+        (low, fast), (high, slow) = points[0], points[-1]
+        ratio = slow / high
+        slope = (slow - fast) / (high - low) if high > low else ratio
+        factor = min(max(slope, 0.5 * ratio), ratio)
+        return cls(slow - factor * high, factor)
+
+    def seconds(self, guess: float) -> float:
+        return self.fixed + self.factor * guess
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was timed on the machine at hand; what is packed is a function of it and of shapes.
+
+    Attributes:
+        flops_per_second: of a matrix product.
+        rows, tree: the cost of each way.
+    """
+
+    flops_per_second: float
+    rows: WayCost = WayCost()
+    tree: WayCost = WayCost()
+
+    def as_numbers(self) -> dict[str, Any]:
+        """For a file; `from_numbers` reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_numbers(cls, numbers: Mapping[str, Any]) -> "Calibration":
+        return cls(float(numbers["flops_per_second"]), WayCost(**numbers["rows"]), WayCost(**numbers["tree"]))
+
+    def gain(self, rows: Work, tree: Work) -> float:
+        """How many times faster the tree should be."""
+        rate = self.flops_per_second
+        return self.rows.seconds(rows.seconds(rate)) / self.tree.seconds(tree.seconds(rate))
+
+
+def tree_work(packed: PackedTree, config: Any, in_blocks: bool = False) -> Work:
     """Work of one update on a packed tree.
 
     Args:
         packed: as the model gets it.
         config: the text config of a transformers model.
+        in_blocks: attention by FlexAttention instead of pieces.
     """
+    if in_blocks:
+        return _work(config, packed.num_tokens, _block_pairs(packed), len(packed.target), pieces=1)
     width = getattr(config, "num_attention_heads", 1) * _head_size(config)  # without heads _work raises
     plan = packed.layout.plan(None, plan_limits(width, stored=False))
     pieces = sum(len(block.pieces) for block in plan)
@@ -85,6 +150,11 @@ def predicted_gain(
     """
     rate = rate or flops_per_second(torch.get_num_threads())
     return row_work(packed, config, projected).seconds(rate) / tree_work(packed, config).seconds(rate)
+
+
+def _block_pairs(packed: PackedTree) -> int:
+    tree = PaddedTree.of(packed.subtree_end.cpu().numpy(), packed.position.cpu().numpy())
+    return int(block_table(tree).some.sum()) * BLOCK**2
 
 
 def _work(config: Any, tokens: int, pairs: int, predicted: int, pieces: int) -> Work:
@@ -127,12 +197,21 @@ def _layer_weights(config: Any) -> int:
 
 
 @cache
-def flops_per_second(threads: int) -> float:
+def flops_per_second(threads: int, kind: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
     """Of a matrix product with this number of threads: the best of five, about 50 ms in all."""
-    a, b = torch.ones(512, 1024), torch.ones(1024, 1024)
+    device = torch.device(kind)
+    size = 1024 if kind == "cpu" else 8192
+    a, b = (torch.ones(n, size, device=device, dtype=dtype) for n in (size // 2, size))
     times = []
     for _ in range(6):
-        started = time.perf_counter()
+        started = now(device)
         torch.mm(a, b)
-        times.append(time.perf_counter() - started)
+        times.append(now(device) - started)
     return 2 * a.numel() * b.shape[1] / min(times[1:])
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
