@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from lambda_grpo.branching import BranchPlan
 from lambda_grpo.errors import InputError, expect
 from lambda_grpo.packing.supported import check_dropout, check_layers, inner_model
 from lambda_grpo.sampling.cache import growing_cache
@@ -44,6 +45,7 @@ def sample(
     logprobs: bool = False,
     batch_size: int = 256,
     cached_tokens: int | None = None,
+    branches: BranchPlan | None = None,
 ) -> Samples:
     """Sample completions of prompts; the distribution is that of `generate` with the same settings.
 
@@ -64,10 +66,14 @@ def sample(
         logprobs: whether `Samples.logps` is wanted.
         batch_size: rows at a time; others join when some have ended.
         cached_tokens: what the cache may hold, rows × (longest prompt + T); None: no bound.
+        branches: where the completions of a prompt fork; until then those of a block are sampled as one.
+        None: they are
+            independent.
 
     Raises:
         InputError: an empty prompt, ids beyond the vocabulary, more positions than the model knows, an end
-            string that no tokens spell, room for less than one row, a number out of its range.
+            string that no tokens spell, room for less than one row, a number out of its range; with branches
+            also a plan that does not fit `num_completions` or T, and a model that cannot fork.
     """
     expect(num_completions >= 1, "num_completions", num_completions, "at least 1")
     settings = DrawSettings(temperature, top_p, top_k, min_p, repetition_penalty)
@@ -81,6 +87,8 @@ def sample(
         cached_tokens=cached_tokens,
         logprobs=logprobs,
         seed=draw_seed(seed_or_generator),
+        group=num_completions,
+        branches=branches,
     )
     request.check(model)
     with torch.no_grad():
@@ -91,9 +99,13 @@ def sample(
         except torch.OutOfMemoryError:
             raise
         except InputError as error:
+            if branches:
+                raise InputError(f"branches: this model cannot fork: {error}") from error
             reason = str(error)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             # A model that nobody has tried may fail in a way of its own; it samples by `generate`.
+            if branches:
+                raise
             reason = f"{type(error).__name__}: {error}"
         _say_once(reason)
         return generate(model, request, reason)

@@ -2,6 +2,8 @@
 
 Rows wait in depth-first order of their prompts and join when places are free. Each row draws from random
 numbers of its own, so what it becomes does not depend on when it joins or who leaves (but for rounding).
+With a `BranchPlan` a block is sampled as one row, its first. At a fork this row is copied, cache and all, to
+the first row of each new block.
 
 R is the number of rows in the batch, V of the vocabulary, W of columns in the cache.
 """
@@ -29,7 +31,8 @@ class Decoder:
     Attributes:
         row: (R,) numbers of the rows in the batch.
         lengths: (R,) tokens of each so far, its prompt's included.
-        logits: (R, V) of the next token.
+        block: (R,) the rows of the group that share this row's tokens until the next fork; 1 without
+        branches. logits: (R, V) of the next token.
         width: W, the longest of these rows.
     """
 
@@ -38,12 +41,14 @@ class Decoder:
         self.model, self.request, self.device = model, request, inner.device
         self.cache = growing_cache(inner.config)
         self.cache_argument = cache_argument(model)
-        self.waiting = deque(depth_first(request.prompts))
+        self.sizes = request.block_sizes
+        self.waiting = deque(row for row in depth_first(request.prompts) if row % self.sizes[0] == 0)
         self.row = np.zeros(0, np.int64)
+        self.block = np.zeros(0, np.int64)
         self.lengths = np.zeros(0, np.int64)
         self.uniform = np.zeros((0, request.max_new_tokens))
         self.logits = torch.zeros(0)
-        self.width = self.prompt_tokens = 0
+        self.width = self.prompt_tokens = self.sampled_tokens = 0
         total = len(request.prompts)
         self.prompts = [np.asarray(prompt, np.int64) for prompt in request.prompts]
         self.prompt_lengths = np.array([len(prompt) for prompt in self.prompts])
@@ -60,23 +65,25 @@ class Decoder:
             tokens = self._draw()
             going = self._going()
             tokens = self._leave(going, tokens)
+            tokens = self._fork(tokens)
             if len(self.row):
                 self._step(tokens)
         ids = [tokens[:count].tolist() for tokens, count in zip(self.tokens, self.drawn, strict=True)]
         logps = None
         if self.logps is not None:
             logps = [values[:count].tolist() for values, count in zip(self.logps, self.drawn, strict=True)]
-        return Samples(ids, logps, self.prompt_tokens)
+        return Samples(ids, logps, self.prompt_tokens, sampled_tokens=self.sampled_tokens)
 
     def _joining(self) -> list[int]:
         """The rows for which there is room now; none, if it is not worth a copy of the cache yet."""
-        request, joining = self.request, list[int]()
-        if len(self.row) and request.batch_size - len(self.row) < max(1, request.batch_size // _WAIT_FOR):
+        request, joining, used = self.request, list[int](), int(self.block.sum())
+        if used and request.batch_size - used < max(self.sizes[0], request.batch_size // _WAIT_FOR):
             return joining
         most = self.prompt_lengths[self.row].max(initial=0)
-        while self.waiting and len(self.row) + len(joining) < request.batch_size:
+        while self.waiting and used + self.sizes[0] <= request.batch_size:
             most = max(most, self.prompt_lengths[self.waiting[0]])
-            columns = (len(self.row) + len(joining) + 1) * (most + request.max_new_tokens)
+            used += self.sizes[0]
+            columns = used * (most + request.max_new_tokens)
             if request.cached_tokens is not None and columns > request.cached_tokens:
                 break
             joining.append(self.waiting.popleft())
@@ -87,6 +94,7 @@ class Decoder:
             self._admit(part)
         lengths = self.prompt_lengths[rows]
         self.row = np.append(self.row, rows)
+        self.block = np.append(self.block, np.full(len(rows), self.sizes[0]))
         self.lengths = np.append(self.lengths, lengths)
         self.uniform = np.concatenate([self.uniform, [self.request.uniform(row) for row in rows]])
         self.width = int(self.lengths.max())
@@ -109,6 +117,7 @@ class Decoder:
             self.logps[self.row, count] = logps.cpu().numpy()
         self.tokens[self.row, count] = drawn
         self.drawn[self.row] += 1
+        self.sampled_tokens += len(self.row)
         return drawn
 
     def _ids(self) -> Tensor:
@@ -152,10 +161,13 @@ class Decoder:
         count = int(going.sum())
         if count == len(going):
             return tokens
+        for row, block in zip(self.row[~going], self.block[~going], strict=True):
+            self._write_again(row, np.arange(row + 1, row + block))  # it ended before its fork
         to, source = np.flatnonzero(~going[:count]), count + np.flatnonzero(going[count:])
-        for values in (self.row, self.lengths, self.uniform, tokens):
+        for values in (self.row, self.block, self.lengths, self.uniform, tokens):
             values[to] = values[source]
-        self.row, self.lengths, self.uniform = self.row[:count], self.lengths[:count], self.uniform[:count]
+        self.row, self.block = self.row[:count], self.block[:count]
+        self.lengths, self.uniform = self.lengths[:count], self.uniform[:count]
         places = torch.from_numpy(to).to(self.device), torch.from_numpy(source).to(self.device)
         self.width = int(self.lengths.max(initial=0))
         for layer in self.cache.layers:
@@ -163,6 +175,39 @@ class Decoder:
             layer.crop_to(self.width)
         self.logits = self.logits[:0]
         return tokens[:count]
+
+    def _fork(self, tokens: np.ndarray) -> np.ndarray:
+        """Split the blocks that have come to a fork; returns the last tokens of old rows and new ones."""
+        plan = self.request.branches
+        if plan is None or not len(self.row):
+            return tokens
+        for depth, size in zip(plan.depths, self.sizes[1:], strict=True):
+            at = np.flatnonzero((self.drawn[self.row] == depth) & (self.block > size))
+            for copy in range(1, self.block[at[0]] // size if len(at) else 1):
+                new = self.row[at] + copy * size
+                for row, to in zip(self.row[at], new, strict=True):
+                    self._write_again(row, to)
+                self._copy(at, new, size)
+                tokens = np.append(tokens, tokens[at])
+            self.block[at] = size
+        return tokens
+
+    def _copy(self, at: np.ndarray, new: np.ndarray, size: int) -> None:
+        """Add rows that go on from where the rows at these places are."""
+        places = torch.from_numpy(at).to(self.device)
+        for layer in self.cache.layers:
+            layer.admit(layer.keys[places], layer.values[places])
+        self.row = np.append(self.row, new)
+        self.block = np.append(self.block, np.full(len(new), size))
+        self.lengths = np.append(self.lengths, self.lengths[at])
+        self.uniform = np.concatenate([self.uniform, [self.request.uniform(row) for row in new.tolist()]])
+        self.logits = self.logits[:0]
+
+    def _write_again(self, row: int, to: Any) -> None:
+        """Write what a row has drawn down for others as well."""
+        self.tokens[to], self.drawn[to] = self.tokens[row], self.drawn[row]
+        if self.logps is not None:
+            self.logps[to] = self.logps[row]
 
     def _step(self, tokens: np.ndarray) -> None:
         """Run the model over one new token a row."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lambda_grpo.branching import BranchPlan
 from lambda_grpo.errors import InputError, expect
 from lambda_grpo.packing.supported import check_positions, inner_model
 from lambda_grpo.sampling.draw import DrawSettings
@@ -24,12 +25,16 @@ class Samples:
             temperature 1 if greedy. None if they were not asked for.
         prompt_tokens: tokens of prompts that the model ran over; a token that k rows share counts once.
         reason: why transformers' `generate` sampled; empty if it did not.
+        sampled_tokens: tokens that were drawn. With branches fewer than the completions hold, because the
+        rows of
+            a block share them.
     """
 
     completions: list[list[int]]
     logps: list[list[float]] | None
     prompt_tokens: int
     reason: str = ""
+    sampled_tokens: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +51,8 @@ class Request:
         cached_tokens: rows × columns that the cache may hold; None: no bound.
         logprobs: whether they are wanted.
         seed: of all rows; row i draws its numbers from (seed, i).
+        group: G, neighbouring rows that have one prompt.
+        branches: where the rows of a group fork; None: they are independent.
     """
 
     prompts: list[list[int]]
@@ -57,6 +64,13 @@ class Request:
     cached_tokens: int | None
     logprobs: bool
     seed: int
+    group: int = 1
+    branches: BranchPlan | None = None
+
+    @property
+    def block_sizes(self) -> tuple[int, ...]:
+        """Rows of a block before the first fork, after it, and so on."""
+        return self.branches.sizes(self.group) if self.branches else (1,)
 
     def uniform(self, row: int) -> np.ndarray:
         """(T,) the numbers in [0, 1) by which a row draws, whatever other rows do."""
@@ -71,6 +85,12 @@ class Request:
         expect(len(self.prompts) > 0, "prompts", "none", "at least one")
         expect(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
         expect(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1 row")
+        if self.branches:
+            self.branches.check_length(self.max_new_tokens)
+            most = self.block_sizes[0]
+            expect(
+                self.batch_size >= most, "batch_size", self.batch_size, f"at least {most}, the rows of a root"
+            )
         inner = inner_model(model)
         vocabulary = inner.get_input_embeddings().num_embeddings
         for token in self.end_ids:
@@ -92,9 +112,11 @@ class Request:
         check_positions(inner, count + self.max_new_tokens - 1, what)  # the last one is not run
 
     def _check_room(self, i: int, columns: int) -> None:
+        columns *= self.block_sizes[0]
         if self.cached_tokens is not None and columns > self.cached_tokens:
+            what = "one completion" if self.block_sizes[0] == 1 else "the completions of one root"
             raise InputError(
-                f"cached_tokens: got {self.cached_tokens}, expected at least {columns}, which one completion "
+                f"cached_tokens: got {self.cached_tokens}, expected at least {columns}, which {what} "
                 f"of prompt #{i} may need"
             )
 
