@@ -54,6 +54,23 @@ def policy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the real SmolLM2-135M-Instruct, fetched into an empty cache; a skip where no place gives it."""
+    from lambda_grpo import InputError, policy
+
+    patch = pytest.MonkeyPatch()
+    patch.setenv("LAMBDA_GRPO_CACHE", str(tmp_path_factory.mktemp("smollm2")))
+    try:
+        return policy.smollm2_policy()
+    except InputError as error:
+        if "where one of them can be reached" not in str(error):  # something is wrong with what was given
+            raise
+        pytest.skip(str(error))
+    finally:
+        patch.undo()
+
+
+@pytest.fixture(scope="session")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
     served = Jobs(tmp_path_factory.mktemp("jobs"))
     yield served

@@ -30,7 +30,7 @@ GRPOConfig (learning_rate, num_generations, loss_type, beta, max_steps, output_d
 
 _TRAIN_SETTINGS = """\
 settings:
-  --model MODEL       local folder, Hub id, or `embedded` (the default)
+  --model MODEL       local folder, GGUF file, Hub id, smollm2-135m, or `embedded` (the default)
   --task TASK         name of the task (thinking-sums); `lambda-grpo tasks` lists them
   --credit CREDIT     lambda_grpo (the default), lambda_grpo_matched, lambda_grpo_unique, grpo, process,
                       optimistic, tempo, treepo, vineppo, or a function of yours: my_module:my_credit

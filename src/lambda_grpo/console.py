@@ -25,6 +25,18 @@ def embedded_policy() -> Path:
         return policy.embedded_policy(shown)
 
 
+def policy_folder(model: str) -> str:
+    """The folder or Hub id of a model; what is made or fetched once is so now, with a progress bar."""
+    from lambda_grpo import policy
+
+    if model == policy.EMBEDDED:
+        return str(embedded_policy())
+    if model == policy.SMOLLM2:
+        with progress("Fetching SmolLM2-135M-Instruct (once)") as shown:
+            return str(policy.smollm2_policy(shown))
+    return policy.model_folder(model)
+
+
 def run_starts(folder: Path, resumed_from: int | None, processes: int = 1) -> None:
     """Say where the run is, where it goes on, and how it would after a kill."""
     if resumed_from is not None:

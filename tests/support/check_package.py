@@ -33,6 +33,7 @@ WORKS = {
     "tasks": ["python", "-c", "from lambda_grpo.tasks import get_task; get_task('reasoning-gym:chain_sum')"],
     "verl": ["python", "-m", "lambda_grpo.engines.verl.check"],
     "tinker": ["python", "-c", "import lambda_grpo.engines.tinker"],
+    "gguf": ["python", "-c", "import gguf"],
     "docs": ["python", "-m", "mkdocs", "--version"],
     "dev": ["python", "-m", "pytest", "--version"],
 }

@@ -75,7 +75,8 @@ def _answer(model: str, sheets: Sequence[Sheet], asking: Asking) -> None:
         return
     sampling = asking.sampling
     longest = max(len(sheet.prompts[row // sheet.samples]) for sheet, row in to_do) + sampling.max_new_tokens
-    network = VLLMModel(model, longest) if asking.engine == "vllm" else _Transformers(model)
+    folder = policy.model_folder(model)
+    network = VLLMModel(folder, longest) if asking.engine == "vllm" else _Transformers(folder)
     total = sum(len(sheet.prompts) * sheet.samples for sheet in sheets)
     done = total - len(to_do)
     with console.progress(f"Answering: {model}") as shown:

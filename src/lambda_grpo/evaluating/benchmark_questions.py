@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lambda_grpo import policy
+from lambda_grpo import console, policy
 from lambda_grpo.evaluating.answer_log import AnswerLog
 from lambda_grpo.evaluating.completions import Sampling, encode
 from lambda_grpo.intervals import Floats
@@ -62,7 +62,7 @@ def lay_out(model: str, benchmarks: Sequence[Benchmark], asking: Asking, folder:
     Raises:
         InputError: a tokenizer that cannot be loaded or has no chat template, answers under other settings.
     """
-    tokenizer = policy.load_tokenizer(model)
+    tokenizer = policy.load_tokenizer(console.policy_folder(model))
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", model).strip("-.")
     found = []
     for benchmark in benchmarks:

@@ -59,7 +59,8 @@ def compare(models: Sequence[str], task: Task, setting: Comparison, output: Path
     problems = task.problems(setting.split, setting.problems, sampling.seed)
     for model in models[1:]:
         if model != policy.EMBEDDED:
-            _, tokenizer = policy.load_policy(model, device_map="meta")  # all but the weights
+            folder = console.policy_folder(model)
+            _, tokenizer = policy.load_policy(folder, device_map="meta")  # all but the weights
             encode(tokenizer, problems[0].prompt)
 
     timed = [_run(model, task, problems, sampling) for model in models]
@@ -95,8 +96,7 @@ def compare(models: Sequence[str], task: Task, setting: Comparison, output: Path
 
 def _run(model: str, task: Task, problems: Sequence[Problem], sampling: Sampling) -> tuple[Answers, float]:
     """The answers of one model, and the seconds they took."""
-    path = console.embedded_policy() if model == policy.EMBEDDED else model
-    network, tokenizer = policy.load_policy(str(path))
+    network, tokenizer = policy.load_policy(console.policy_folder(model))
     if torch.accelerator.is_available():
         network.to(torch.accelerator.current_accelerator())
     started = time.monotonic()

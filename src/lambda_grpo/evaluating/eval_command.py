@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="a local folder, a Hub id, or `embedded` for our own policy",
+        help="a local folder, a GGUF file, a Hub id, smollm2-135m, or `embedded` for our own policy",
     )
     parser.add_argument("--task", metavar="NAME", help="`lambda-grpo tasks` lists them (thinking-sums)")
     parser.add_argument("--split", choices=("test", "train"), help="of the task (default: test)")

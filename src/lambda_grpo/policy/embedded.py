@@ -5,9 +5,6 @@ any other model.
 """
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from lambda_grpo.policy import cache
 from lambda_grpo.tasks import thinking_sums
 
 EMBEDDED = "embedded"
@@ -42,32 +40,22 @@ PRETRAINING = Pretraining()
 def embedded_policy(progress: Callable[[int, int, str], None] | None = None) -> Path:
     """The folder of the embedded policy, pre-trained now if it is not in the cache.
 
-    The cache is `$LAMBDA_GRPO_CACHE`, else `lambda-grpo` in the user's cache folder.
-
     Args:
         progress: called as (step, steps, text with the loss) after each pre-training step.
+
+    Raises:
+        LambdaGRPOError: the cache cannot be written to.
     """
     recipe = PRETRAINING
     source = "".join(Path(module).read_text() for module in (thinking_sums.__file__, __file__))
     key = hashlib.sha256(f"{source} {asdict(recipe)}".encode()).hexdigest()[:12]
-    folder = _cache() / f"thinking-sums-{key}"
-    if not (folder / "config.json").is_file():
+
+    def make(aside: Path) -> None:
         model, tokenizer = _pretrain(recipe, progress)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent))
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        try:
-            aside.rename(folder)
-        except OSError:  # another process was quicker; both made the same
-            shutil.rmtree(aside)
-    return folder
 
-
-def _cache() -> Path:
-    if "LAMBDA_GRPO_CACHE" in os.environ:
-        return Path(os.environ["LAMBDA_GRPO_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lambda-grpo"
+    return cache.made_once(f"thinking-sums-{key}", make)
 
 
 def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:

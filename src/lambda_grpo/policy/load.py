@@ -1,4 +1,4 @@
-"""Load a causal language model and its tokenizer from a local folder or the Hugging Face Hub."""
+"""Load a causal language model and its tokenizer: from a folder, a GGUF file, the Hub, or `smollm2-135m`."""
 
 import json
 from collections.abc import Iterator
@@ -16,20 +16,26 @@ from transformers import (
 )
 
 from lambda_grpo.errors import InputError
+from lambda_grpo.policy import gguf_files
+from lambda_grpo.policy.smollm2 import SMOLLM2, smollm2_policy
 
 
 def load_policy(
     model: str, *, trust_remote_code: bool = False, **kwargs: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer from a local folder or the Hugging Face Hub.
+    """Load a causal language model and its tokenizer.
 
     Args:
+        model: a folder written by `save_pretrained`, a GGUF file or a folder that holds one, `smollm2-135m`,
+            or the id of a model on the Hugging Face Hub.
         trust_remote_code: run the Python code that lies beside the weights, if there is any.
         kwargs: `from_pretrained`'s. Weights are read from safetensors only, unless `use_safetensors=False`.
 
     Raises:
         InputError: nothing that transformers can load is there, or nothing without running its code.
+        LambdaGRPOError: the cache, where a GGUF file is rewritten once, cannot be written to.
     """
+    model = model_folder(model)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     # Other weights than safetensors are pickles; without a word on code, transformers asks on the terminal.
     kwargs = {"use_safetensors": True, "trust_remote_code": trust_remote_code} | kwargs
@@ -37,12 +43,25 @@ def load_policy(
         return AutoModelForCausalLM.from_pretrained(model, **kwargs), tokenizer
 
 
+def model_folder(model: str) -> str:
+    """What transformers loads: for `smollm2-135m` and GGUF files a folder of the cache, else `model` itself.
+
+    Raises:
+        InputError, LambdaGRPOError: as `load_policy`.
+    """
+    if model == SMOLLM2:
+        return str(smollm2_policy())
+    file = gguf_files.file_at(Path(model))
+    return str(gguf_files.converted(file)) if file else model
+
+
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder or a Hub id.
+    """The tokenizer of a model, named as for `load_policy`.
 
     Raises:
         InputError: as `load_policy`.
     """
+    model = model_folder(model)
     kind = PreTrainedTokenizerFast if _is_generic(Path(model)) else AutoTokenizer
     with _loading(model):
         return kind.from_pretrained(model, padding_side="left", trust_remote_code=trust_remote_code)

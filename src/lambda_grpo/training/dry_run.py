@@ -22,6 +22,7 @@ from lambda_grpo.training.options import TrainSettings
 
 MODEL_TYPES: dict[str, tuple[str, dict[str, Any]]] = {
     policy.EMBEDDED: ("qwen2", {"tie_word_embeddings": True}),
+    policy.SMOLLM2: ("llama", {"tie_word_embeddings": True}),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": ("qwen2", {"tie_word_embeddings": False}),
     "meta-llama/Llama-3.2-1B-Instruct": ("llama", {"tie_word_embeddings": True}),
 }
@@ -102,7 +103,7 @@ def _write_model(name: str, folder: Path) -> str:
 
 def _model_type(name: str) -> str:
     try:
-        return str(AutoConfig.from_pretrained(name, trust_remote_code=False).model_type)
+        return str(AutoConfig.from_pretrained(policy.model_folder(name), trust_remote_code=False).model_type)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"dry_run: the config of {name!r} cannot be loaded, so its class is unknown: expected a local "

@@ -25,7 +25,9 @@ class TrainOptions:
 
     model: str = field(
         default=policy.EMBEDDED,
-        metadata={"help": "Local folder, Hub id, or `embedded` for the policy made on this machine."},
+        metadata={
+            "help": "Local folder, GGUF file, Hub id, smollm2-135m, or `embedded` for the policy made here."
+        },
     )
     dtype: str = field(
         default="float32",

@@ -77,6 +77,7 @@ def train(settings: TrainSettings) -> Trained:
     how |= precision.loading(options.dtype, config.model_init_kwargs)
     loaded = None
     if options.model != policy.EMBEDDED:
+        multi_rank.on_first(lambda: console.policy_folder(options.model))
         loaded = policy.load_policy(options.model, **how)
     problems = _draw(task, settings)
     with start_or_resume.opened(run) as checkpoint:
