@@ -17,10 +17,10 @@ from lambda_grpo.packing.attention import (
     dense_attention,
     plan,
     tree_attention,
-    use_tree_attention,
 )
 from lambda_grpo.packing.attention.pieces import ScoreRule
 from lambda_grpo.packing.attention.plan import MAX_MASKED_ROWS, Limits, num_pairs, plan_attention
+from lambda_grpo.packing.attention.switching import use_tree_attention
 
 ALWAYS, NEVER = 10**9, 0  # fixed cost of a piece: join all short chains, or none
 

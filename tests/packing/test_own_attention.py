@@ -22,7 +22,8 @@ from transformers.modeling_utils import AttentionInterface
 
 from lambda_grpo import InputError
 from lambda_grpo.packing import tree_logps
-from lambda_grpo.packing.attention import IMPLEMENTATION, switched
+from lambda_grpo.packing.attention import IMPLEMENTATION
+from lambda_grpo.packing.attention.switching import switched
 
 IMAGE = 12  # the id of an image's token
 TEXT: dict[str, Any] = {

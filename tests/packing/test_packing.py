@@ -16,7 +16,7 @@ from transformers import BloomConfig, BloomForCausalLM, Mamba2Config, Mamba2ForC
 
 from lambda_grpo import InputError, ProcessTree
 from lambda_grpo.packing import PackedTree, join, pack, tree_logps, tree_logps_and_entropies
-from lambda_grpo.packing.attention import use_tree_attention
+from lambda_grpo.packing.attention.switching import use_tree_attention
 from lambda_grpo.packing.rows import pack_rows
 
 
@@ -143,11 +143,8 @@ def test_every_path_spells_its_completion(completions: list[list[int]]) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_a_row_of_its_own(family: str) -> None:
     """Stock models; their RMSNorm, router and eager softmax round to float32."""
-    plain = make_model(family)
-    if family == "gemma2":
-        plain.set_attn_implementation("eager")  # SDPA would drop the soft cap
     tolerance = 1e-10 if family in LAYER_NORM else 1e-6
-    assert error(make_model(family), packed_of(GROUPS), GROUPS, plain) < tolerance
+    assert error(make_model(family), packed_of(GROUPS), GROUPS, make_model(family)) < tolerance
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "qwen3-moe"])  # its router rounds to float32
@@ -281,8 +278,6 @@ def test_under_bfloat16_autocast() -> None:
 def test_without_gradients_and_back_to_plain_attention() -> None:
     for family in ("qwen2", "gemma2"):
         model, untouched = make_model(family), make_model(family)
-        if family == "gemma2":
-            untouched.set_attn_implementation("eager")
         with torch.no_grad():
             tree_logps(model, packed_of(GROUPS))
         prompt = torch.tensor([[1, 2, 3, 4, 5], [0, 0, 6, 7, 8]])
@@ -315,6 +310,30 @@ def test_the_model_keeps_its_own_attention(
         loss_of(logps).backward()
         assert model.config._attn_implementation == implementation
         assert torch.equal(model(**plain).logits.detach(), before)
+
+
+def test_a_soft_cap_that_plain_rows_leave_out_is_refused() -> None:
+    """Older releases of transformers run Gemma 2 by SDPA, which leaves it out."""
+    model = make_model("gemma2")
+    model.config._attn_implementation_internal = "sdpa"
+    with pytest.raises(InputError, match="leaves out the soft cap of 1.5"):
+        tree_logps(model, packed_of(GROUPS))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_what_a_model_makes_of_its_heads_output_must_be_known() -> None:
+    model = make_model("gpt2")
+    original = model.forward
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        output.logits = output.logits * 1.1
+        return output
+
+    assert torch.isfinite(tree_logps(model, packed_of(GROUPS))).all()
+    model.forward = scaled
+    with pytest.raises(InputError, match="in a way that is not known"):
+        tree_logps(model, packed_of(GROUPS))
 
 
 def test_a_pass_that_fails_leaves_the_attention_alone() -> None:

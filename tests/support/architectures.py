@@ -50,7 +50,14 @@ def make(name: str, config: dict[str, Any], dtype: torch.dtype = torch.float32) 
     if kind is None:
         pytest.skip(f"transformers {transformers.__version__} has no {name}")
     torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(kind(**config), dtype=dtype)
+    return _build(kind(**config), dtype)
+
+
+def _build(config: Any, dtype: torch.dtype = torch.float32) -> Any:
+    capped = (
+        {"attn_implementation": "eager"} if hasattr(config, "attn_logit_softcapping") else {}
+    )  # SDPA drops it
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, **capped)
 
 
 def make_any(model_type: str, dropout: float) -> Any:
@@ -63,7 +70,7 @@ def make_any(model_type: str, dropout: float) -> Any:
         if size > 128:
             pytest.skip(f"{model_type} takes none of our sizes")
         torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+        model = _build(config).train()
         with torch.no_grad():
             plain_logps(copy.deepcopy(model))
     except Exception as error:

@@ -70,7 +70,10 @@ LAYER_NORM = ("gpt2", "gpt_neox")
 
 def make_model(family: str) -> Any:
     torch.manual_seed(0)
-    return FAMILIES[family]().double().eval()
+    model = FAMILIES[family]().double().eval()
+    if family == "gemma2":
+        model.set_attn_implementation("eager")  # SDPA would drop the soft cap
+    return model
 
 
 def with_exact_norms(model: Any) -> Any:

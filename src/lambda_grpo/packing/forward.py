@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lambda_grpo.errors import InputError
-from lambda_grpo.packing.attention import TreeMask, bound, switched
+from lambda_grpo.packing.attention import TreeMask, bound
+from lambda_grpo.packing.attention.switching import switched
 from lambda_grpo.packing.head import Logits, chunk_rows, token_scores
 from lambda_grpo.packing.layout import PackedTree
 from lambda_grpo.packing.supported import check_supported, inner_model
@@ -72,26 +73,30 @@ def tree_logps_and_entropies(
 
     hooks = [inner.get_output_embeddings().register_forward_pre_hook(score_instead)]
     try:
-        with switched(inner):
-            output = _run(model, packed, config)
+        with switched(inner) as own, bound(packed.layout, own) as binding:
+            output = _run(model, packed)
     finally:
         for hook in hooks:
             hook.remove()
+    if binding.layers != config.num_hidden_layers:
+        raise InputError(
+            f"{type(model).__name__}: {binding.layers} of its {config.num_hidden_layers} layers attended to "
+            "the tree; the others mix tokens by means that cannot fork. Train it without tree packing"
+        )
     _check_logits(model, output.detach(), replace(logits, temperature=1.0)(made[0]))
     return _spread(scores[0][0], packed.index), _spread(scores[0][1], packed.index)
 
 
-def _run(model: Any, packed: PackedTree, config: Any) -> Tensor:
+def _run(model: Any, packed: PackedTree) -> Tensor:
     """The logits that the model gives for the last token of the row."""
     try:
-        with bound(packed.layout) as binding:
-            logits: Tensor = model(
-                input_ids=packed.ids[None],
-                attention_mask=torch.ones_like(packed.ids)[None],
-                position_ids=packed.position[None],
-                use_cache=False,
-                return_dict=True,
-            ).logits
+        logits: Tensor = model(
+            input_ids=packed.ids[None],
+            attention_mask=torch.ones_like(packed.ids)[None],
+            position_ids=packed.position[None],
+            use_cache=False,
+            return_dict=True,
+        ).logits
     except (AttributeError, TypeError) as error:
         if TreeMask.__name__ not in str(error):
             raise
@@ -99,11 +104,6 @@ def _run(model: Any, packed: PackedTree, config: Any) -> Tensor:
             f"{type(model).__name__} computes with its attention mask, of which a tree has none ({error}); "
             "train it without tree packing"
         ) from error
-    if binding.layers != config.num_hidden_layers:
-        raise InputError(
-            f"{type(model).__name__}: {binding.layers} of its {config.num_hidden_layers} layers attended to "
-            "the tree; the others mix tokens by means that cannot fork. Train it without tree packing"
-        )
     return logits
 
 

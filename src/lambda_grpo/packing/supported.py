@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lambda_grpo.errors import InputError
-from lambda_grpo.packing.attention import text_part
+from lambda_grpo.packing.attention.switching import text_part
 
 _STATEFUL = re.compile(
     r"Mamba|SSM|RWKV|Rwkv|DeltaNet|DeltaAttention|LinearAttention|LightningAttention|Recurrent|ShortConv|xLSTM|LSTM"

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lambda_grpo.errors import InputError
-from lambda_grpo.packing.attention import TreeLayout, bound, switched
+from lambda_grpo.packing.attention import TreeLayout, bound
+from lambda_grpo.packing.attention.switching import switched
 from lambda_grpo.packing.supported import inner_model
 from lambda_grpo.sampling.trie import PromptTrie, chunks
 
@@ -86,7 +87,7 @@ def _run(model: Any, trie: PromptTrie) -> Prefilled:
 
     hook = inner.get_output_embeddings().register_forward_pre_hook(last_only)
     try:
-        with switched(inner), bound(TreeLayout(end, position)) as binding:
+        with switched(inner) as own, bound(TreeLayout(end, position), own) as binding:
             output = model(
                 input_ids=ids[None],
                 attention_mask=torch.ones_like(ids)[None],

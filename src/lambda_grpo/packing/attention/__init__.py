@@ -1,7 +1,7 @@
 """Tree attention for transformers: each token of a packed tree attends to itself and its ancestors only.
 
 Invariant: the result equals causal attention over each root-to-leaf path on its own, in value and gradient;
-sliding windows count positions on that path. No model is patched: `switched` selects the implementation
+sliding windows count positions on that path. No model is patched: `switching.py` selects the implementation
 registered here for one packed pass, through transformers' own interfaces, and puts the model's own back.
 So every other call, as in generation, plain passes or vision towers, is the model's own, bit for bit.
 
@@ -14,12 +14,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
@@ -104,9 +102,15 @@ class TreeMask:
 
 @dataclass
 class Binding:
-    """A tree bound for one forward pass; `layers` counts the layers that attended to it."""
+    """A tree bound for one forward pass.
+
+    Attributes:
+        own: the attention that the model uses for plain rows.
+        layers: how many layers attended to the tree.
+    """
 
     layout: TreeLayout
+    own: str
     layers: int = 0
 
 
@@ -114,93 +118,17 @@ _bound: ContextVar[Binding | None] = ContextVar("lambda_grpo_tree", default=None
 
 
 @contextmanager
-def bound(layout: TreeLayout) -> Iterator[Binding]:
-    """Inside, a model switched by `use_tree_attention` takes its one row of input for this tree."""
-    binding = Binding(layout)
+def bound(layout: TreeLayout, own: str = IMPLEMENTATION) -> Iterator[Binding]:
+    """Inside, a model switched by `use_tree_attention` takes its one row of input for this tree.
+
+    `own` is the attention that the model uses for plain rows.
+    """
+    binding = Binding(layout, own)
     token = _bound.set(binding)
     try:
         yield binding
     finally:
         _bound.reset(token)
-
-
-def use_tree_attention(model: Any) -> None:
-    """Switch the text part of a transformers model to tree attention; outside `bound` it stays plain SDPA.
-
-    Raises:
-        InputError: transformers cannot switch this model's attention.
-    """
-    text = text_part(model)
-    if text.config._attn_implementation != IMPLEMENTATION:
-        text.set_attn_implementation(IMPLEMENTATION)
-    if text.config._attn_implementation != IMPLEMENTATION:
-        raise InputError(
-            f"{type(model).__name__}: its attention does not go through transformers' attention interface, "
-            "so it cannot be told about trees; train it without tree packing"
-        )
-
-
-def text_part(model: Any) -> Any:
-    """The part of a transformers model that runs over tokens, without its towers for images or sounds."""
-    decoder = model.get_decoder()
-    return decoder if hasattr(decoder, "config") else model  # some call their head "decoder"
-
-
-@contextmanager
-def switched(model: Any) -> Iterator[None]:
-    """Inside, the layers of a transformers model take trees; afterwards its attention is what it was.
-
-    Gradient checkpointing runs layers again in the backward, when the model is back on its own attention: a
-    layer that gets a `TreeMask` then switches for that call.
-
-    Raises:
-        InputError: transformers cannot switch this model's attention.
-    """
-    before = [(config, config._attn_implementation) for config in _configs(model)]
-    try:
-        use_tree_attention(model)
-        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-            _switch_when_recomputed(model)
-        yield
-    finally:
-        for config, implementation in before:
-            config._attn_implementation_internal = implementation  # without it transformers sets parts too
-
-
-def _configs(model: Any) -> list[PreTrainedConfig]:
-    """The configurations of a model and of its parts, each once, also those that no module holds."""
-    found: dict[int, PreTrainedConfig] = {}
-    held: list[Any] = [value for module in model.modules() for value in vars(module).values()]
-    while held:
-        value = held.pop()
-        if isinstance(value, PreTrainedConfig) and id(value) not in found:
-            found[id(value)] = value
-            held += vars(value).values()
-    return list(found.values())
-
-
-_recomputable: WeakSet[torch.nn.Module] = WeakSet()
-_own: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()  # of a layer that is being recomputed
-
-
-def _switch_when_recomputed(model: Any) -> None:
-    for module in model.modules():
-        if hasattr(module, "config") and module not in _recomputable:
-            _recomputable.add(module)
-            module.register_forward_pre_hook(_begin_recomputing, with_kwargs=True)
-            module.register_forward_hook(_end_recomputing, always_call=True)
-
-
-def _begin_recomputing(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    masks = (value for value in (*args, *kwargs.values()) if isinstance(value, TreeMask))
-    if next(masks, None) is not None and module.config._attn_implementation != IMPLEMENTATION:
-        _own[module] = module.config._attn_implementation
-        module.config._attn_implementation = IMPLEMENTATION
-
-
-def _end_recomputing(module: Any, *_: Any) -> None:
-    if module in _own:
-        module.config._attn_implementation = _own.pop(module)
 
 
 def tree_attention(q: Tensor, k: Tensor, v: Tensor, mask: TreeMask, scores: ScoreRule) -> Tensor:
@@ -284,6 +212,11 @@ def _attention(
             )
         binding = _bound.get()
         if binding is not None:
+            if softcap is not None and binding.own == "sdpa":
+                raise InputError(
+                    f"{type(module).__name__}: SDPA leaves out the soft cap of {softcap}, so plain rows "
+                    "would differ from packed ones; load the model with attn_implementation='eager'"
+                )
             binding.layers += 1
         out = tree_attention(query, key, value, attention_mask, scores)
     elif _bound.get() is not None:
