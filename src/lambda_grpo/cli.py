@@ -4,12 +4,14 @@ import argparse
 import os
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lambda_grpo import __version__
+from lambda_grpo.credit import CREDITS
 from lambda_grpo.errors import InputError, LambdaGRPOError, missing_extra, printable
 
 if TYPE_CHECKING:
@@ -28,13 +30,19 @@ Any other setting is a flag, --name value: every field of LambdaGRPOConfig, whic
 GRPOConfig (learning_rate, num_generations, loss_type, beta, max_steps, output_dir, ...).
 --help-all lists them all."""
 
-_TRAIN_SETTINGS = """\
+_OTHER_CREDITS = ", ".join(name for name in CREDITS if name != "lambda_grpo")
+_CREDIT = textwrap.fill(
+    f"lambda_grpo (the default), {_OTHER_CREDITS}, or a function of yours: my_module:my_credit",
+    width=103,
+    initial_indent="  --credit CREDIT     ",
+    subsequent_indent=" " * 22,
+)
+_TRAIN_SETTINGS = f"""\
 settings:
   --model MODEL       local folder, GGUF file, Hub id, smollm2-135m, or `embedded` (the default)
   --task TASK         name of the task (thinking-sums); `lambda-grpo tasks` lists them
-  --credit CREDIT     lambda_grpo (the default), lambda_grpo_matched, lambda_grpo_unique, grpo, process,
-                      optimistic, tempo, treepo, vineppo, or a function of yours: my_module:my_credit
-  --credit_kwargs KW  the credit's own parameters as JSON, such as '{"tau": 0.3}' for optimistic
+{_CREDIT}
+  --credit_kwargs KW  the credit's own parameters as JSON, such as '{{"power": 0.5}}' for lambda_grpo
   --output_dir DIR    run folder (runs/TASK-CREDIT-TIME); an unfinished run there goes on
   --overwrite         start over: remove the run that lies in the run folder
   --compare A,B       train with each of these credits from the same start, and show them side by side

@@ -142,6 +142,8 @@ def test_flags_lie_over_the_recipe(tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.raises(InputError, match="unknown parameter|takes no parameters"):
         resolve(str(recipe), ["--credit_kwargs", '{"tau": 1}'])
+    powered = resolve(str(recipe), ["--credit", "lambda_grpo", "--credit_kwargs", '{"power": 0.5}'])
+    assert powered.config.credit_kwargs == {"power": 0.5}
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:

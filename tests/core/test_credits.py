@@ -32,6 +32,19 @@ def rows(values: list[list[float]]) -> object:
 
 
 # By hand.
+@pytest.mark.parametrize(
+    ("power", "a", "bb"), [(1, 1 / 3, 1 / 2), (0.5, 0.57735, 0.707107), (0, 1, 1), (2, 1 / 9, 1 / 4)]
+)
+def test_power_by_hand(power: float, a: float, bb: float) -> None:
+    # |λ| = 3 for a, 2 for bb: 3^-½ = 1/1.732051 = 0.57735, 2^-½ = 1/1.414214 = 0.707107.
+    result = credit.lambda_grpo(TREE, REWARDS, advantages=ADVANTAGES, power=power)
+    assert result.weight == rows([[a, bb, bb, 1], [a, bb, bb, 1], [a, 1, 1], [1]])
+    assert result.advantage == rows([[3] * 4, [-1] * 4, [-1] * 3, [-1]])
+    plain = {0: credit.grpo, 1: credit.lambda_grpo}.get(power)
+    if plain:
+        assert (result.weight == plain(TREE, REWARDS).weight).all()
+
+
 def test_matched_by_hand() -> None:
     # Σ|a| over tokens: 3·4 + 1·4 + 1·3 + 1·1 = 20. Σ|a|/|λ|: 3·(1/3 + 1/2 + 1/2 + 1) = 7, 7/3, 1/3 + 1 + 1 = 7/3, 1;
     # together 38/3. c = 20 / (38/3) = 30/19.
@@ -333,6 +346,12 @@ def test_a_tau_that_is_none(tau: object) -> None:
         credit.optimistic(TREE, REWARDS, tau=tau)
 
 
+@pytest.mark.parametrize("power", [-0.5, math.nan, math.inf, "1", True, None])
+def test_a_power_that_is_none(power: object) -> None:
+    with pytest.raises(InputError, match="credit 'lambda_grpo': power: expected a number from 0 on, got"):
+        credit.lambda_grpo(TREE, REWARDS, power=power)
+
+
 def test_treepo_is_grpo_without_shared_steps() -> None:
     flat = ProcessTree.build([[9, 1, 2], [9, 3], [9, 4, 1], [9]])  # a shared root is the group itself
     assert (credit.treepo(flat, REWARDS).advantage == credit.grpo(flat, REWARDS).advantage).all()
@@ -347,3 +366,16 @@ def test_docs_and_help_name_all_credits(capsys: pytest.CaptureFixture[str]) -> N
     shown = capsys.readouterr().out
     settings = re.findall(r"[a-z_]+", shown[shown.index("--credit CREDIT") : shown.index("--credit_kwargs")])
     assert set(CREDITS) <= set(settings)
+
+
+def test_a_credit_is_named_in_its_own_file_and_in_the_registry() -> None:
+    """What else lists the credits follows from the registry."""
+    package = Path(credit.__file__).parents[1]
+    for name, home in (("vineppo", "tempo"), ("treepo", "treepo"), ("lambda_grpo_unique", "lambda_grpo")):
+        named = {
+            path.relative_to(package).as_posix()
+            for path in package.rglob("*.py")
+            if re.search(rf"\b{name}\b", path.read_text())
+        }
+        assert named == {f"credit/{home}.py", "credit/registry.py"}
+        assert getattr(credit, name) is CREDITS[name]

@@ -136,7 +136,10 @@ def test_settings_come_from_the_command_line_and_stay_in_the_config() -> None:
     [
         (["+trainer.v1.lambda_sync.credit=lamda_grpo"], "did you mean 'lambda_grpo'"),
         (["+trainer.v1.lambda_sync.credits=grpo"], "did you mean 'credit'"),
-        (["+trainer.v1.lambda_sync.credit_kwargs={tau: 1}"], "takes no parameters, got credit_kwargs 'tau'"),
+        (
+            ["+trainer.v1.lambda_sync.credit_kwargs={tau: 1}"],
+            "unknown parameter of credit 'lambda_grpo' 'tau'",
+        ),
         (["algorithm.adv_estimator=gae"], "adv_estimator=gae gives each token an advantage of its own"),
         (
             ["+trainer.v1.lambda_sync.credit=process", "actor_rollout_ref.actor.policy_loss.loss_mode=gspo"],

@@ -147,6 +147,24 @@ def test_other_credits_equal_the_spliced_oracle(tmp_path: Path, name: str) -> No
         assert_close(got, expected("lambda_grpo"), 1e-2)
 
 
+def test_power_equals_the_spliced_oracle(tmp_path: Path) -> None:
+    """|λ|^-½ in TRL's own loss, off-policy; |λ|^-1 is the planted fault."""
+    trainer = make_trainer(
+        tmp_path, num_iterations=2, beta=0.3, epsilon=0.2, loss_type="bnpo", credit_kwargs={"power": 0.5}
+    )
+    (batch,) = micro_batches(trainer)
+    got = gradients(trainer, trainer._compute_loss(trainer.model, batch))
+    (weight,) = expected_weights([batch], trainer)
+    compute_loss = spliced_compute_loss("term")
+
+    def expected(weights: torch.Tensor) -> torch.Tensor:
+        return gradients(trainer, compute_loss(trainer, trainer.model, {**batch, "credit_weights": weights}))
+
+    assert_close(got, expected(weight.sqrt()), 1e-5)
+    with pytest.raises(AssertionError):
+        assert_close(got, expected(weight), 1e-3)
+
+
 def _own_advantages(batch: dict[str, Any], trainer: Any) -> np.ndarray:
     """a_i of each row, from its text."""
     texts = trainer.processing_class.batch_decode(batch["completion_ids"], skip_special_tokens=True)
@@ -230,8 +248,12 @@ def test_bad_settings(tmp_path: Path) -> None:
     settings = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "per_device_train_batch_size": 4}
     with pytest.raises(InputError, match="unknown credit 'lamda_grpo': did you mean 'lambda_grpo'"):
         LambdaGRPOConfig(**settings, num_generations=4, credit="lamda_grpo")
-    with pytest.raises(InputError, match="takes no parameters, got credit_kwargs 'tau'"):
+    with pytest.raises(InputError, match=r"unknown parameter of credit 'lambda_grpo' 'tau'\. Known: power"):
         LambdaGRPOConfig(**settings, num_generations=4, credit_kwargs={"tau": 1})
+    with pytest.raises(InputError, match="takes no parameters, got credit_kwargs 'tau'"):
+        LambdaGRPOConfig(**settings, num_generations=4, credit="grpo", credit_kwargs={"tau": 1})
+    with pytest.raises(InputError, match="power: expected a number from 0 on, got -1"):
+        LambdaGRPOConfig(**settings, num_generations=4, credit_kwargs={"power": -1})
     for name in CREDITS:
         varying = {"process", "optimistic", "tempo", "vineppo"}  # inside a completion
         message = f"'{name}' gives each .* choose credit .* or set importance_sampling_level='token'"

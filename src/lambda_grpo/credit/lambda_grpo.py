@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lambda_grpo.credit.token_credit import Float64, TokenCredit, own_advantages, token_credit
+from lambda_grpo.errors import InputError
 from lambda_grpo.tree import ProcessTree
 
 
@@ -17,13 +18,17 @@ def lambda_grpo(
     *,
     advantages: ArrayLike | None = None,
     mask: ArrayLike | None = None,
+    power: float = 1.0,
 ) -> TokenCredit:
     """λ-GRPO: token (i, t) gets (a_i, 1 / |λ(i,t)|), so that a step is pushed once, not |λ| times.
 
     Sullivan & Koller, arXiv 2509.21154, section 4: L = 1/ΣT_i · Σ_i Σ_t (P_it·a_i - D_it) / |λ(i,t)|.
     The denominator stays the raw token count. Exact duplicates count in |λ|.
 
-    Arguments and errors as `grpo`.
+    Args:
+        power: the weight is |λ(i,t)|^-power. 1 is the paper's, 0 is GRPO, ½ lies between them.
+
+    Other arguments and errors as `grpo`; InputError also for a power that is not finite, or below 0.
 
     >>> tree = ProcessTree.build([[5, 6, 7], [5, 6, 8], [9]])
     >>> lambda_grpo(tree, [1, 0, 0]).weight
@@ -31,8 +36,11 @@ def lambda_grpo(
            [0.5, 0.5, 1. ],
            [1. , 0. , 0. ]], dtype=float32)
     """
+    if isinstance(power, bool) or not isinstance(power, int | float) or not 0 <= power < np.inf:
+        raise InputError(f"credit 'lambda_grpo': power: expected a number from 0 on, got {power!r}")
     a_G = own_advantages(tree, rewards, advantages)
-    return token_credit(tree, a_G[:, None], tree.per_token(np.float32(1) / tree.size), mask)
+    weight = tree.size.astype(np.float64) ** -float(power)
+    return token_credit(tree, a_G[:, None], tree.per_token(weight.astype(np.float32)), mask)
 
 
 def lambda_grpo_matched(
