@@ -32,6 +32,8 @@ _TRAIN_SETTINGS = """\
 settings:
   --model MODEL       local folder, Hub id, or `embedded` (the default)
   --task TASK         name of the task (thinking-sums); `lambda-grpo tasks` lists them
+  --chat MODE         ask a task's texts as a chat: on, off, or auto: where the model has a chat template
+  --system_prompt TXT the chat's system message
   --credit CREDIT     lambda_grpo (the default), lambda_grpo_matched, lambda_grpo_unique, grpo, process,
                       optimistic, tempo, treepo, vineppo, or a function of yours: my_module:my_credit
   --credit_kwargs KW  the credit's own parameters as JSON, such as '{"tau": 0.3}' for optimistic
