@@ -39,20 +39,19 @@ def measure(model: str, trainer: str, row: str, steps: int) -> dict[str, Any]:
     from trl import GRPOConfig, GRPOTrainer
 
     from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
-    from lambda_grpo.tasks import get_task
-    from lambda_grpo.tasks.chat import as_chat
+    from lambda_grpo.tasks import Problem, get_task
+    from lambda_grpo.tasks.asking import Asked, PromptFormat
 
     name, new, group = row.split(":")[0], *map(int, row.split(":")[1:])
-    task = get_task(name)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    task = Asked(get_task(name), PromptFormat(), tokenizer)
     problems = task.problems("train", COMPLETIONS // group * (steps + 1), 0)
-    ask = (lambda text: text) if getattr(task, "raw_text", False) else (lambda text: as_chat(text, ""))
     seen: dict[str, list[float]] = {name: [] for name in (*PHASES, "prompt", "tokens")}
 
     def reward(completions: list[Any], answer: list[int], **_: Any) -> list[float]:
         texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
         return [
-            task.score(type(problems[0])("", a), text)
-            or 0.1 * (i % 2)  # never all equal: there is a gradient
+            task.score(Problem("", a), text) or 0.1 * (i % 2)  # never all equal: there is a gradient
             for i, (text, a) in enumerate(zip(texts, answer, strict=True))
         ]
 
@@ -91,8 +90,8 @@ def measure(model: str, trainer: str, row: str, steps: int) -> dict[str, Any]:
         policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         run = Timed(
-            policy, reward_funcs=reward, args=args, processing_class=AutoTokenizer.from_pretrained(model),
-            train_dataset=Dataset.from_list([{"prompt": ask(p.prompt), "answer": p.answer} for p in problems]),
+            policy, reward_funcs=reward, args=args, processing_class=tokenizer,
+            train_dataset=Dataset.from_list([{"prompt": p.prompt, "answer": p.answer} for p in problems]),
             callbacks=[Clock()],
         )  # fmt: skip
         run.train()

@@ -88,7 +88,7 @@ def demo_rows(prompts: int = 32, size: int = 8) -> Rows:
     model, tokenizer = policy.load_policy(str(policy.embedded_policy()))
     problems = get_task("thinking-sums").problems("train", prompts, 0)
     rows = [encode(tokenizer, problem.prompt) for problem in problems for _ in range(size)]
-    texts, lengths = complete(model, tokenizer, rows, Sampling(max_new_tokens=14), sample=True)
+    texts, lengths = complete(model, tokenizer, rows, Sampling(max_completion_length=14), sample=True)
     completions = [tokenizer(text)["input_ids"] for text in texts]
     ended = [
         [*row, tokenizer.eos_token_id] if n > len(row) else row

@@ -41,6 +41,8 @@ _TRAIN_SETTINGS = f"""\
 settings:
   --model MODEL       local folder, GGUF file, Hub id, smollm2-135m, or `embedded` (the default)
   --task TASK         name of the task (thinking-sums); `lambda-grpo tasks` lists them
+  --chat MODE         ask a task's texts as a chat: on, off, or auto: where the model has a chat template
+  --system_prompt TXT the chat's system message
 {_CREDIT}
   --credit_kwargs KW  the credit's own parameters as JSON, such as '{{"power": 0.5}}' for lambda_grpo
   --output_dir DIR    run folder (runs/TASK-CREDIT-TIME); an unfinished run there goes on

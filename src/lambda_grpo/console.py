@@ -103,6 +103,20 @@ def table(columns: Mapping[str, Evaluation], more: Mapping[str, Mapping[str, str
         CONSOLE.print(note, markup=False, highlight=False)
 
 
+def asked(how: Mapping[str, str]) -> list[str]:
+    """How each model was asked, name → words, as lines: one if all were asked alike.
+
+    >>> asked({"a": "asked as a chat", "b": "asked as a chat"})
+    ['Asked as a chat']
+    >>> asked({"a": "asked as a chat", "b": "asked as plain text"})
+    ['a: asked as a chat', 'b: asked as plain text']
+    """
+    if len(set(how.values())) == 1:
+        words = next(iter(how.values()))
+        return [words[:1].upper() + words[1:]]
+    return [f"{name}: {words}" for name, words in how.items()]
+
+
 def differences(title: str, estimates: Mapping[str, Estimate]) -> None:
     """Print the differences of two evaluations, by name of the measure."""
     shown = _table(title)

@@ -198,7 +198,7 @@ def test_the_same_seed_gives_the_same_answers_and_leaves_no_trace() -> None:
 
     def drawn(**settings: object) -> Answers:
         return answer(
-            model, TOKENIZER, Lengths(), problems, Sampling(max_new_tokens=8, samples=3, **settings)
+            model, TOKENIZER, Lengths(), problems, Sampling(max_completion_length=8, samples=3, **settings)
         )
 
     state = torch.random.get_rng_state()
@@ -224,7 +224,7 @@ PROMPTS = ["1=", "9+9+9+9+9+9=", "1+2=", "7+3+2=", "5+5+5+5="]
 def greedy_texts(model: object, batch_size: int) -> list[str]:
     rows = [encode(TOKENIZER, prompt) for prompt in PROMPTS]
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    sampling = Sampling(max_new_tokens=10)
+    sampling = Sampling(max_completion_length=10)
     return [t for b in batches for t in complete(model, TOKENIZER, b, sampling, sample=False)[0]]
 
 
@@ -249,11 +249,11 @@ def test_a_models_own_generation_settings_and_missing_padding_change_nothing() -
     model.generation_config.update(repetition_penalty=9.0, temperature=0.1, top_k=1, no_repeat_ngram_size=1)
     assert greedy_texts(model, 5) == expected
     rows = [encode(TOKENIZER, "1+2=")] * 20
-    texts, _ = complete(model, TOKENIZER, rows, Sampling(max_new_tokens=10), sample=True)
+    texts, _ = complete(model, TOKENIZER, rows, Sampling(max_completion_length=10), sample=True)
     assert len(set(texts)) > 5  # top_k = 1 would make all alike
     unpadded = policy.character_tokenizer(CHARACTERS)
     unpadded.pad_token = None
-    sampling = Sampling(max_new_tokens=10)
+    sampling = Sampling(max_completion_length=10)
     rows = [encode(unpadded, prompt) for prompt in PROMPTS]
     assert complete(model, unpadded, rows, sampling, sample=False)[0] == expected
 
@@ -385,7 +385,7 @@ def test_the_documented_command(
         (["--pass_at", "0"], "pass_at: got 0, expected from 1"),
         (["--samples", "0"], "samples: got 0, expected at least 1"),
         (["--batch_size", "-1"], "batch_size: got -1, expected at least 1"),
-        (["--max_new_tokens", "0"], "max_new_tokens: got 0, expected at least 1"),
+        (["--max_completion_length", "0"], "max_completion_length: got 0, expected at least 1"),
         (["--temperature", "0"], "temperature: got 0.0, expected a number above 0"),
         (["--temperature", "nan"], "temperature: got nan, expected a number above 0"),
         (["--top_p", "1.5"], "top_p: got 1.5, expected above 0, at most 1"),

@@ -11,9 +11,6 @@ from safetensors.torch import load_file
 
 from lambda_grpo import InputError, cli, policy
 from lambda_grpo.engines.trl import LambdaGRPOConfig
-from lambda_grpo.tasks import Problem
-from lambda_grpo.tasks.chat import Chat
-from lambda_grpo.tasks.thinking_sums import ThinkingSums
 from lambda_grpo.training import run_folder
 from lambda_grpo.training.settings import RECIPES, resolve
 
@@ -183,21 +180,7 @@ def test_extends_with_mistakes(tmp_path: Path, text: str, message: str) -> None:
     assert message.format(me=recipe) in str(raised.value)
 
 
-# Chats and adapters
-
-
-def test_a_task_asked_as_a_chat() -> None:
-    plain, chat = ThinkingSums(), Chat(ThinkingSums(), "Add up.")
-    asked = chat.problems("test", 5, 3)
-    assert [p.prompt for p in asked] == [
-        [{"role": "system", "content": "Add up."}, {"role": "user", "content": p.prompt}]
-        for p in plain.problems("test", 5, 3)
-    ]
-    assert chat.score(asked[0], f".{asked[0].answer}") == 1
-    assert chat.traits("?1") == {"thinking": 1}
-    plain.problems = lambda *_: [Problem(asked[0].prompt, 1)]
-    with pytest.raises(InputError, match="system_prompt: the task's prompts are chat messages already"):
-        Chat(plain, "Add up.").problems("test", 1, 0)
+# Adapters
 
 
 @pytest.mark.parametrize(

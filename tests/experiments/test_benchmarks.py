@@ -21,6 +21,7 @@ from lambda_grpo.evaluating.answer_log import Answered, AnswerLog
 from lambda_grpo.evaluating.benchmark_questions import Asking
 from lambda_grpo.evaluating.completions import Sampling
 from lambda_grpo.intervals import bootstrap, bootstrap_mean
+from lambda_grpo.tasks.asking import PromptFormat
 from lambda_grpo.tasks.benchmarks import BENCHMARKS, last_boxed, load_benchmark, named
 
 pytest.importorskip("math_verify")
@@ -423,7 +424,7 @@ def test_vllm(models: list[str], tmp_path: Path, vllm: list[Any]) -> None:
     assert prompts[0] == prompts[1] != prompts[2]
     assert len({each["seed"] for each in params}) == 6
     assert {key: params[0][key] for key in params[0] if key != "seed"} == {
-        "temperature": 0.5, "top_p": 0.9, "top_k": -1, "max_tokens": 6,
+        "temperature": 0.5, "top_p": 0.9, "top_k": -1, "max_tokens": 6, "min_p": 0.0, "repetition_penalty": 1.0,
     }  # fmt: skip
     found = json.loads((tmp_path / "out/results.json").read_text())
     assert found["engine"] == "vllm"
@@ -445,7 +446,9 @@ def test_vllm_with_adapters(models: list[str], tmp_path: Path, vllm: list[Any]) 
 
 def test_vllm_is_left_alone_without_cuda(models: list[str], tmp_path: Path, vllm: list[Any]) -> None:
     benchmark = load_benchmark("aime24", aime(tmp_path / "rows.jsonl", 1).partition(":")[2])
-    asking = Asking(Sampling(max_new_tokens=3), greedy=True, system_prompt="", engine="auto")
+    asking = Asking(
+        Sampling(max_completion_length=3), greedy=True, prompt_format=PromptFormat(), engine="auto"
+    )
     benchmark_models.compare([models[0]], [benchmark], asking, tmp_path / "out")
     assert vllm == []
     assert json.loads((tmp_path / "out/results.json").read_text())["engine"] == "transformers"

@@ -24,6 +24,7 @@ from lambda_grpo.evaluating.completions import Sampling, complete
 from lambda_grpo.evaluating.completions_vllm import VLLMModel
 from lambda_grpo.evaluating.evaluation import check_pass_at, usual_pass_at
 from lambda_grpo.intervals import Floats, bootstrap, bootstrap_mean, pass_at_k
+from lambda_grpo.tasks.asking import in_words
 from lambda_grpo.tasks.benchmarks import BENCHMARKS, Benchmark
 from lambda_grpo.training import run_folder
 
@@ -38,8 +39,8 @@ def compare(models: Sequence[str], benchmarks: Sequence[Benchmark], asking: Aski
     """Answer what is missing in `folder`, print the table, and write results.json there.
 
     Raises:
-        InputError: greedy with several samples, a k above their number, a model that cannot be loaded, what
-            `lay_out` refuses.
+        InputError: greedy with several samples, a k above their number, a model that cannot be loaded,
+            transformers' settings for vLLM, what `lay_out` refuses.
     """
     transformers_logging.disable_progress_bar()
     if asking.greedy and asking.sampling.samples > 1:
@@ -52,6 +53,10 @@ def compare(models: Sequence[str], benchmarks: Sequence[Benchmark], asking: Aski
     if asking.engine == "auto":
         with_vllm = find_spec("vllm") is not None and torch.cuda.is_available()
         asking = replace(asking, engine="vllm" if with_vllm else "transformers")
+    if asking.engine == "vllm" and asking.sampling.generation_kwargs:
+        raise InputError(
+            "generation_kwargs are transformers' settings, and vLLM generates: set --engine transformers"
+        )
     sheets = {model: lay_out(model, benchmarks, asking, folder) for model in models}
     for model, own in sheets.items():
         _answer(model, own, asking)
@@ -74,7 +79,9 @@ def _answer(model: str, sheets: Sequence[Sheet], asking: Asking) -> None:
     if not to_do:
         return
     sampling = asking.sampling
-    longest = max(len(sheet.prompts[row // sheet.samples]) for sheet, row in to_do) + sampling.max_new_tokens
+    longest = (
+        max(len(sheet.prompts[row // sheet.samples]) for sheet, row in to_do) + sampling.max_completion_length
+    )
     folder = policy.model_folder(model)
     network = VLLMModel(folder, longest) if asking.engine == "vllm" else _Transformers(folder)
     total = sum(len(sheet.prompts) * sheet.samples for sheet in sheets)
@@ -136,9 +143,10 @@ def _results(sheets: Sequence[Sheet], asking: Asking, pass_at: Sequence[int]) ->
             "pass_at": {k: asdict(bootstrap(pass_at_k(right, tried, k))) for k in pass_at},
             "problems": len(rewards),
             "mean_tokens": float(tokens.mean()),
-            "cut_off": float((tokens >= asking.sampling.max_new_tokens).mean()),
+            "cut_off": float((tokens >= asking.sampling.max_completion_length).mean()),
         }
-    return {"benchmarks": found, "mean": asdict(bootstrap_mean(_scores(sheets)))}
+    mean = asdict(bootstrap_mean(_scores(sheets)))
+    return {"asked": sheets[0].asked, "benchmarks": found, "mean": mean}
 
 
 def _scores(sheets: Sequence[Sheet]) -> list[Floats]:
@@ -163,8 +171,11 @@ def _show(sheets: Mapping[str, Sequence[Sheet]], asking: Asking) -> None:
         ]
     console.grid(list(scores), rows)
     sampling = asking.sampling
-    how = "greedy" if asking.greedy else f"avg@{sampling.samples} at temperature {sampling.temperature}"
-    lines = [f"Exact match, {how}, at most {sampling.max_new_tokens} tokens; 95% intervals over problems"]
+    how = "greedy" if asking.greedy else f"avg@{sampling.samples}"
+    lines = [
+        f"Exact match, {how}, {sampling.in_words(sampled=not asking.greedy)}; 95% intervals over problems",
+        *console.asked({model: in_words(own[0].asked) for model, own in sheets.items()}),
+    ]
     for sheet in sheets[models[0]]:
         given, whole = len(sheet.prompts), BENCHMARKS[sheet.benchmark.name].size
         if given != whole:

@@ -13,8 +13,8 @@ from lambda_grpo import console, policy
 from lambda_grpo.evaluating.answer_log import AnswerLog
 from lambda_grpo.evaluating.completions import Sampling, encode
 from lambda_grpo.intervals import Floats
+from lambda_grpo.tasks.asking import PromptFormat
 from lambda_grpo.tasks.benchmarks import Benchmark
-from lambda_grpo.tasks.chat import as_chat
 
 
 @dataclass(frozen=True)
@@ -24,27 +24,28 @@ class Asking:
     Attributes:
         sampling: its `samples` answers per problem.
         greedy: the likeliest answer; then one is enough.
-        system_prompt: stands before each problem, which is the user's message.
+        prompt_format: how a problem becomes what the model reads.
         engine: `transformers`, `vllm`, or `auto`: vLLM if it is installed and there is a CUDA device.
         pass_at: the k of pass@k; None for 2, 4, 8, … and all samples.
     """
 
     sampling: Sampling
     greedy: bool
-    system_prompt: str
+    prompt_format: PromptFormat
     engine: str
     pass_at: Sequence[int] | None = None
 
 
 @dataclass
 class Sheet:
-    """One model's answers to one benchmark, and the prompts as token ids."""
+    """One model's answers to one benchmark, the prompts as token ids, and how it was asked."""
 
     model: str
     benchmark: Benchmark
     prompts: list[list[int]]
     log: AnswerLog
     samples: int
+    asked: dict[str, Any]
 
     def missing(self) -> list[int]:
         return [row for row in range(len(self.prompts) * self.samples) if row not in self.log.done]
@@ -60,33 +61,34 @@ def lay_out(model: str, benchmarks: Sequence[Benchmark], asking: Asking, folder:
     """One sheet per benchmark for a model.
 
     Raises:
-        InputError: a tokenizer that cannot be loaded or has no chat template, answers under other settings.
+        InputError: a tokenizer that cannot be loaded or cannot be asked so, answers under other settings.
     """
-    tokenizer = policy.load_tokenizer(console.policy_folder(model))
+    tokenizer, how = policy.load_tokenizer(console.policy_folder(model)), asking.prompt_format
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", model).strip("-.")
     found = []
     for benchmark in benchmarks:
-        chats = [as_chat(problem.prompt, asking.system_prompt) for problem in benchmark.problems]
-        prompts = [encode(tokenizer, chat) for chat in chats]
-        settings = _settings(model, benchmark, prompts, asking)
+        asked = [how.apply(problem.prompt, tokenizer) for problem in benchmark.problems]
+        prompts = [encode(tokenizer, prompt, how.chat_template_kwargs) for prompt in asked]
+        record = how.record(chat=not isinstance(asked[0], str))
+        settings = _settings(model, benchmark, prompts, asking) | record
         log = AnswerLog(folder / slug / f"{benchmark.name}.jsonl", settings)
-        found.append(Sheet(model, benchmark, prompts, log, asking.sampling.samples))
+        found.append(Sheet(model, benchmark, prompts, log, asking.sampling.samples, record))
     return found
 
 
 def _settings(model: str, benchmark: Benchmark, prompts: Any, asking: Asking) -> dict[str, Any]:
-    """What the answers and their rewards depend on."""
+    """What the answers and their rewards depend on, beside the prompt format."""
     golds = [problem.answer for problem in benchmark.problems]
     drawn = asdict(asking.sampling)
     if asking.greedy:  # the rest has no influence
-        drawn = {"max_new_tokens": asking.sampling.max_new_tokens, "samples": 1}
+        names = ("max_completion_length", "repetition_penalty", "generation_kwargs", "samples")
+        drawn = {name: drawn[name] for name in names}
     return {
         "model": model,
         "weights": _fingerprint(Path(model)),
         "problems": hashlib.sha256(repr((prompts, golds)).encode()).hexdigest()[:16],
         "engine": asking.engine,
         "greedy": asking.greedy,
-        "system_prompt": asking.system_prompt,
         **drawn,
     }
 

@@ -43,7 +43,9 @@ class VLLMModel:
                 temperature=sampling.temperature if sample else 0.0,
                 top_p=sampling.top_p if sample else 1.0,
                 top_k=(sampling.top_k or -1) if sample else -1,
-                max_tokens=sampling.max_new_tokens,
+                min_p=sampling.min_p if sample else 0.0,
+                repetition_penalty=sampling.repetition_penalty,
+                max_tokens=sampling.max_completion_length,
                 seed=seed,
             )
             for seed in seeds

@@ -1,13 +1,17 @@
 """`lambda-grpo eval`: its options. `compare_models.py` and `benchmark_models.py`, with torch, do the rest."""
 
 import argparse
+import json
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lambda_grpo.errors import InputError, missing_extra
 from lambda_grpo.tasks import get_task
+from lambda_grpo.tasks.asking import CHAT, PromptFormat
 from lambda_grpo.tasks.benchmarks import BENCHMARKS, load_benchmark, named
 
 DESCRIPTION = """\
@@ -26,18 +30,25 @@ _DEFAULTS = {
     "problems": (512, None),
     "samples": (4, 1),
     "temperature": (1.0, 0.0),
-    "max_new_tokens": (512, 4096),
+    "max_completion_length": (512, 4096),
     "engine": (None, "auto"),
-    "system_prompt": (None, SYSTEM_PROMPT),
+    "system_prompt": ("", SYSTEM_PROMPT),
 }
 """By name: for a task, for benchmarks; None where there is no such setting, or all problems are taken."""
+
+_SAMPLING = ("max_completion_length", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs",
+             "batch_size", "seed", "samples")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
 
-    def add(name: str, metavar: str, kind: type, text: str, default: float | None = None) -> None:
-        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    def add(
+        name: str, metavar: str, kind: Any, text: str, default: Any = None, also: Sequence[str] = ()
+    ) -> None:
+        flags = dict.fromkeys(
+            f"--{each}" for known in (name, *also) for each in (known, known.replace("_", "-"))
+        )
         usual, for_benchmarks = _DEFAULTS.get(name, (default, default))
         text += f" (default: {usual}"
         text += f"; with --benchmark {for_benchmarks})" if for_benchmarks != usual else ")"
@@ -68,7 +79,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("temperature", "T", float, "of the samples; with --benchmark 0 for the likeliest answer")
     add("top_p", "P", float, "nucleus sampling", 1.0)
     add("top_k", "N", int, "sample from the N likeliest tokens; 0 for all", 0)
-    add("max_new_tokens", "N", int, "longest completion")
+    add("min_p", "P", float, "only tokens at least so likely, in shares of the likeliest; 0 for all", 0.0)
+    add("repetition_penalty", "X", float, "on tokens that came before; 1 for none", 1.0)
+    parser.add_argument(
+        "--generation_kwargs",
+        "--generation-kwargs",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="further fields of transformers' GenerationConfig, as `lambda-grpo train` takes them",
+    )
+    add("max_completion_length", "N", int, "longest completion", also=["max_new_tokens"])
     add("seed", "N", int, "of the problems and of the samples", 42)
     parser.add_argument(
         "--engine",
@@ -76,10 +97,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --benchmark: what generates (default: vllm if installed and on CUDA, else transformers)",
     )
     parser.add_argument(
+        "--chat",
+        choices=CHAT,
+        default="auto",
+        help="ask a prompt that is text as the user's message: on, off, or auto (the default): where the "
+        "tokenizer has a chat template, unless the task says that its prompts are texts to be continued",
+    )
+    parser.add_argument(
         "--system_prompt",
         "--system-prompt",
         metavar="TEXT",
-        help="with --benchmark: stands before each problem",
+        help="the chat's system message (default: none; with --benchmark to reason step by step)",
+    )
+    parser.add_argument(
+        "--chat_template_kwargs",
+        "--chat-template-kwargs",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="what the chat template is given, such as '{\"enable_thinking\": false}'",
     )
     parser.add_argument(
         "-o",
@@ -97,6 +133,16 @@ def _numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"expected numbers such as 1,8; got {text!r}") from error
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'expected a JSON object such as {{"a": 1}}; got {text!r}')
+    return found
+
+
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table and write the results; the exit status.
 
@@ -105,6 +151,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.problems is not None and args.problems < 1:
         raise InputError(f"problems: got {args.problems}, expected at least 1")
+    if args.system_prompt is None and args.chat == "off":
+        args.system_prompt = ""
     for name, pair in _DEFAULTS.items():
         default, other = pair if args.benchmark is None else pair[::-1]
         if getattr(args, name) is None:
@@ -125,9 +173,11 @@ def _run_task(args: argparse.Namespace) -> int:
         from lambda_grpo.evaluating.completions import Sampling
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
-    names = ("max_new_tokens", "temperature", "top_p", "top_k", "batch_size", "seed", "samples")
+    names = (*_SAMPLING, "temperature")
     sampling = Sampling(**{name: getattr(args, name) for name in names})
-    setting = compare_models.Comparison(args.task, args.split, args.problems, sampling, args.pass_at)
+    setting = compare_models.Comparison(
+        args.task, args.split, args.problems, sampling, args.pass_at, _prompt_format(args)
+    )
     compare_models.compare(args.models, get_task(args.task), setting, output)
     console.CONSOLE.print(f"Every number, and the rewards of each problem, are in {output}")
     return 0
@@ -143,11 +193,10 @@ def _run_benchmarks(args: argparse.Namespace) -> int:
         from lambda_grpo.evaluating.completions import Sampling
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "train") from error
-    names = ("max_new_tokens", "top_p", "top_k", "batch_size", "seed", "samples")
     greedy = args.temperature == 0
     temperature = 1.0 if greedy else args.temperature
-    sampling = Sampling(**{name: getattr(args, name) for name in names}, temperature=temperature)
-    asking = Asking(sampling, greedy, args.system_prompt, args.engine, args.pass_at)
+    sampling = Sampling(**{name: getattr(args, name) for name in _SAMPLING}, temperature=temperature)
+    asking = Asking(sampling, greedy, _prompt_format(args), args.engine, args.pass_at)
     chosen = [load_benchmark(name, path) for name, path in named(args.benchmark).items()]
     chosen = [benchmark.first(args.problems) for benchmark in chosen]
     benchmark_models.compare(args.models, chosen, asking, folder)
@@ -155,6 +204,10 @@ def _run_benchmarks(args: argparse.Namespace) -> int:
         f"Every number is in {folder / 'results.json'}, each answer in the folders beside it"
     )
     return 0
+
+
+def _prompt_format(args: argparse.Namespace) -> PromptFormat:
+    return PromptFormat(args.chat, args.system_prompt, args.chat_template_kwargs)
 
 
 def _check_output(path: Path) -> None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,7 @@ def answer(
 ) -> Answers:
     """Answer every problem, sampled and greedily, and score the answers.
 
+    `task` is an `asking.Asked` where a chat template takes settings, or stop texts end a completion.
     The same seed and settings give the same answers. Leaves torch's random state and the model as they were.
 
     Raises:
@@ -168,14 +170,16 @@ def answer(
     """
     if not problems:
         raise InputError("nothing to evaluate: got no problems, expected at least one")
-    prompts = [encode(tokenizer, problem.prompt) for problem in problems]
+    kwargs, ends = getattr(task, "chat_template_kwargs", {}), getattr(task, "end_tokens", ())
+    prompts = [encode(tokenizer, problem.prompt, kwargs) for problem in problems]
     shape = (len(problems), sampling.samples)
     rewards: list[float] = []
     lengths: list[int] = []
     traits: dict[str, list[float]] = {}
+    ask = partial(complete, model, tokenizer, sampling=sampling, end_tokens=ends)
     with _evaluating(model, sampling.seed):
         for sample in (True, False):
-            for i, text, length in _replies(model, tokenizer, prompts, sampling, sample):
+            for i, text, length in _replies(ask, prompts, sampling, sample):
                 reward = score(task, problems[i], text)
                 rewards.append(math.nan if reward is None else reward)
                 if sample:
@@ -193,13 +197,16 @@ def answer(
 
 
 def _replies(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, sample: bool
+    ask: Callable[..., tuple[list[str], list[int]]],
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    sample: bool,
 ) -> Iterator[tuple[int, str, int]]:
     """(Number of the prompt, text, tokens) of each completion: K in a row per prompt, or one if greedy."""
     rows = [i for i in range(len(prompts)) for _ in range(sampling.samples if sample else 1)]
     for start in range(0, len(rows), sampling.batch_size):
         batch = rows[start : start + sampling.batch_size]
-        texts, lengths = complete(model, tokenizer, [prompts[i] for i in batch], sampling, sample=sample)
+        texts, lengths = ask(prompts=[prompts[i] for i in batch], sample=sample)
         yield from zip(batch, texts, lengths, strict=True)
 
 

@@ -32,10 +32,11 @@ class Task(Protocol):
 
     A task may also have these attributes; who reads them asks `getattr(task, NAME, DEFAULT)`:
 
-    - `stop`, a tuple of texts, default `()`: the first of them that comes ends a completion. `score` and
-      `traits` see what stood before it (`before_stop`).
-    - `raw_text`, default False: the prompts are texts to be continued, such as worked examples, and are never
-      asked as a chat.
+    - `stop`, a tuple of texts, default `()`: the first of them that comes ends a completion. `train` and
+      `eval` give `score` and `traits` what stood before it (`before_stop`). Generation ends at those of one
+      ASCII character, a newline for example; at longer ones it goes on, and what follows is not scored.
+    - `raw_text`, default False: the prompts are texts to be continued, such as worked examples. They are not
+      asked as a chat, unless `chat: on` says so.
     """
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:

@@ -10,7 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lambda_grpo import console
-from lambda_grpo.training import curve_picture, multi_rank, results, run_folder, start_or_resume
+from lambda_grpo.training import (
+    asking_settings,
+    curve_picture,
+    multi_rank,
+    results,
+    run_folder,
+    start_or_resume,
+)
 from lambda_grpo.training.callbacks import ReportWriter
 from lambda_grpo.training.options import TrainSettings
 from lambda_grpo.training.results import Trained
@@ -54,6 +61,7 @@ def _write(folder: Path, settings: TrainSettings, compared: dict[str, Trained]) 
     first = next(iter(compared.values()))
     content = {
         "settings": settings.explicit,
+        "asked": first.asked,
         "before": asdict(first.before),
         "same_start": all(run.before == first.before for run in compared.values()),
         "credits": {
@@ -84,7 +92,8 @@ def _show(settings: TrainSettings) -> None:
     folders = {c: Path(settings.for_credit(c).config.output_dir) for c in settings.credits}
     compared = {credit: results.read(folder) for credit, folder in folders.items()}
     more: dict[str, dict[str, str]] = {"best validation": {}, "seconds": {}}
-    columns = {"before": next(iter(compared.values())).before}
+    first = next(iter(compared.values()))
+    columns = {"before": first.before}
     for credit, run in compared.items():
         title = f"{credit} after"
         columns[title] = run.after
@@ -94,4 +103,5 @@ def _show(settings: TrainSettings) -> None:
             more["best validation"][title] = (
                 f"{run.validated.best_value:.3f}\nat step {run.validated.best_step}"
             )
-    console.table(columns, {title: row for title, row in more.items() if row})
+    shown = {title: row for title, row in more.items() if row}
+    console.table(columns, shown, asking_settings.in_words(first.asked))

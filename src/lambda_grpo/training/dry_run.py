@@ -84,7 +84,8 @@ def _write_model(name: str, folder: Path) -> str:
     """A tiny random model of the class that `name` has; it says 0 and 1, so it is right now and then."""
     transformers_logging.disable_progress_bar()
     tokenizer = policy.character_tokenizer("01")
-    tokenizer.chat_template = _TEMPLATE
+    if name != policy.EMBEDDED:  # the embedded policy has none
+        tokenizer.chat_template = _TEMPLATE
     model_type, more = MODEL_TYPES.get(name) or (_model_type(name), {})
     config = AutoConfig.for_model(
         model_type,

@@ -16,7 +16,7 @@ from lambda_grpo import policy
 from lambda_grpo.credit import get_credit
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.errors import InputError
-from lambda_grpo.training import precision
+from lambda_grpo.training import asking_settings, precision
 
 
 @dataclass
@@ -37,10 +37,14 @@ class TrainOptions:
         },
     )
     task: str = field(default="thinking-sums", metadata={"help": "Name of the task."})
-    system_prompt: str = field(
-        default="",
-        metadata={"help": "Ask as a chat: this system message, then the prompt. Empty: the prompt as it is."},
+    chat: str = field(
+        default="auto",
+        metadata={
+            "help": "Ask a prompt that is text as the user's message: on, off, or auto: where the tokenizer "
+            "has a chat template, unless the task says that its prompts are texts to be continued."
+        },
     )
+    system_prompt: str = field(default="", metadata={"help": "The chat's system message; empty for none."})
     lora_r: int = field(
         default=0, metadata={"help": "Train low-rank adapters of this rank; 0 for all weights."}
     )
@@ -151,6 +155,8 @@ def check(options: TrainOptions, config: LambdaGRPOConfig) -> None:
         raise InputError(f"lora_dropout: expected at least 0 and below 1, got {options.lora_dropout}")
     if not isinstance(options.compare, str):
         raise InputError(f"compare: expected names with commas between them, got {options.compare!r}")
+    asking_settings.prompt_format(options, config)
+    asking_settings.sampling(config)
     if options.validate_every and config.eval_steps not in (None, options.validate_every):
         raise InputError(
             f"validate_every is {options.validate_every}, but eval_steps is {config.eval_steps}: leave that "

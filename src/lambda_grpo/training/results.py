@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Trained:
         model_step: the step of the policy in `model/`.
         seconds: from the start of the process that finished the run.
         resumed_from: the step from which that process went on; None if it did all of the run.
+        asked: how the policy was asked, in training, in validation and for the table alike.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Trained:
     validated: Validated | None
     seconds: float
     resumed_from: int | None
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write(trained: Trained, settings: Mapping[str, Any]) -> None:
@@ -83,6 +85,7 @@ def read(folder: Path) -> Trained:
         validated=Validated(**_with_nan(content["validation"])) if content["validation"] else None,
         seconds=content["seconds"],
         resumed_from=content.get("resumed_from"),
+        asked=content.get("asked", {}),
     )
 
 

@@ -15,12 +15,16 @@ from transformers.utils import logging as transformers_logging
 
 from lambda_grpo import console, policy
 from lambda_grpo.engines.trl import LambdaGRPOTrainer
+from lambda_grpo.engines.trl.ending import end_completions_at
 from lambda_grpo.errors import InputError
-from lambda_grpo.evaluating.evaluation import Evaluation, Sampling
+from lambda_grpo.evaluating.completions import Sampling, encode
+from lambda_grpo.evaluating.evaluation import Evaluation
 from lambda_grpo.tasks import Problem, Task, get_task
-from lambda_grpo.tasks.chat import Chat
+from lambda_grpo.tasks.asking import Asked
 from lambda_grpo.tasks.task import score
+from lambda_grpo.tasks.thinking_sums import CHARACTERS
 from lambda_grpo.training import (
+    asking_settings,
     checkpoint_folders,
     curve_picture,
     multi_rank,
@@ -71,24 +75,24 @@ def train(settings: TrainSettings) -> Trained:
         return earlier
     transformers_logging.disable_progress_bar()
     task = get_task(options.task)
-    if options.system_prompt:
-        task = Chat(task, options.system_prompt)
     how = {"trust_remote_code": config.trust_remote_code}
     how |= precision.loading(options.dtype, config.model_init_kwargs)
     loaded = None
     if options.model != policy.EMBEDDED:
         multi_rank.on_first(lambda: console.policy_folder(options.model))
         loaded = policy.load_policy(options.model, **how)
-    problems = _draw(task, settings)
+    tokenizer = loaded[1] if loaded else policy.character_tokenizer(CHARACTERS)
+    asked = Asked(task, asking_settings.prompt_format(options, config), tokenizer)
+    problems = _draw(asked, settings)
+    encode(tokenizer, problems.test[0].prompt, asked.chat_template_kwargs)
     with start_or_resume.opened(run) as checkpoint:
         multi_rank.on_first(lambda: _begin(run, checkpoint))
         model, tokenizer = loaded or _embedded(how["dtype"])
         if multi_rank.is_first():
             with run_folder.folder_written_whole(run.folder / "tokenizer") as aside:
                 tokenizer.save_pretrained(aside)
-        return _run(
-            _trainer(model, tokenizer, task, problems, settings), task, problems, settings, checkpoint
-        )
+        trainer = _trainer(model, tokenizer, asked, problems, settings)
+        return _run(trainer, asked, problems, settings, checkpoint)
 
 
 def _finished(run: start_or_resume.WantedRun) -> Trained | None:
@@ -109,13 +113,14 @@ def _embedded(dtype: Any) -> tuple[Any, Any]:
 
 
 def _run(
-    trainer: _Trainer, task: Task, problems: Splits, settings: TrainSettings, checkpoint: Path | None
+    trainer: _Trainer, task: Asked, problems: Splits, settings: TrainSettings, checkpoint: Path | None
 ) -> Trained:
     """Evaluate, train, evaluate, and write what came of it."""
     multi_rank.check_sharding(trainer.accelerator)
     started, folder = time.monotonic(), Path(settings.config.output_dir)
+    sampling = asking_settings.sampling(settings.config)
     before = multi_rank.on_first(lambda: results.read_before(folder))
-    before = before or _evaluate(trainer, task, problems.test, "Evaluating before")
+    before = before or _evaluate(trainer, task, problems.test, sampling, "Evaluating before")
     report = ReportWriter([folder], folder / "report.html", folder / "tokenizer")
     main = trainer.is_world_process_zero()
     if main:
@@ -124,7 +129,7 @@ def _run(
         trainer.add_callback(Log(folder, shown))
         trainer.add_callback(Refresh(report, settings.options.report_every))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    after = _evaluate(trainer, task, problems.test, "Evaluating after")
+    after = _evaluate(trainer, task, problems.test, sampling, "Evaluating after")
     written = (
         run_folder.folder_written_whole(folder / "model") if main else nullcontext(folder / ".model.partial")
     )
@@ -134,7 +139,8 @@ def _run(
     seconds = time.monotonic() - started
     resumed_from = checkpoint_folders.step_of(checkpoint) if checkpoint else None
     outcome = _outcome(trainer, problems, settings.options)
-    trained = Trained(folder, before, after, *outcome, round(seconds, 1), resumed_from)
+    asked = asking_settings.record(task, problems.test, sampling)
+    trained = Trained(folder, before, after, *outcome, round(seconds, 1), resumed_from, asked)
     if main:
         curve_picture.draw(folder, best_step=trained.validated.best_step if trained.validated else None)
         if settings.config.save_rollouts:
@@ -148,7 +154,8 @@ def show(trained: Trained) -> None:
     title, note = "after", ""
     if trained.validated:
         title = f"after (step {trained.model_step})"
-        note = f"best in validation: step {trained.validated.best_step}, {trained.validated}"
+        note = f"best in validation: step {trained.validated.best_step}, {trained.validated}\n"
+    note += asking_settings.in_words(trained.asked)
     console.table({"before": trained.before, title: trained.after}, {}, note)
 
 
@@ -174,7 +181,7 @@ def _draw(task: Task, settings: TrainSettings) -> Splits:
     return problems
 
 
-def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings: TrainSettings) -> _Trainer:
+def _trainer(model: Any, tokenizer: Any, task: Asked, problems: Splits, settings: TrainSettings) -> _Trainer:
     train, validation = (
         rows(part, start) for part, start in ((problems.train, 0), (problems.validation, len(problems.train)))
     )
@@ -183,12 +190,13 @@ def _trainer(model: Any, tokenizer: Any, task: Task, problems: Splits, settings:
     trainer = _Trainer(
         model,
         reward_function(task, [*problems.train, *problems.validation]),
-        settings.config,
+        asking_settings.for_trl(settings.config, model),
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(validation) if validation else None,
         processing_class=tokenizer,
         peft_config=policy.adapters(model, low_rank) if low_rank.rank else None,
     )
+    end_completions_at(trainer, task.end_tokens)
     if said := precision.warning(trainer.model, settings.config):
         console.CONSOLE.print(said, markup=False, highlight=False)
     for callback in (PrinterCallback, ProgressCallback):
@@ -223,15 +231,9 @@ def _outcome(trainer: _Trainer, problems: Splits, options: TrainOptions) -> tupl
     return state.global_step, validated.best_step if loaded else state.global_step, validated
 
 
-def _evaluate(trainer: _Trainer, task: Task, problems: Sequence[Problem], title: str) -> Evaluation:
-    config = trainer.args
-    sampling = Sampling(
-        max_new_tokens=config.max_completion_length,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        batch_size=config.per_device_eval_batch_size,
-    )
+def _evaluate(
+    trainer: _Trainer, task: Asked, problems: Sequence[Problem], sampling: Sampling, title: str
+) -> Evaluation:
     model = trainer.accelerator.unwrap_model(trainer.model)
     with console.progress(title) as shown:
         return multi_rank.evaluate(model, trainer.processing_class, task, problems, sampling, shown)
