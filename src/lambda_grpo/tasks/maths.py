@@ -14,7 +14,6 @@ completion that it cannot parse, or not in time, scores 0. Parsing and comparing
 one time limit, because math-verify's own works in the main thread only and cannot stop C code.
 """
 
-import json
 import logging
 import math
 import random
@@ -28,7 +27,7 @@ from typing import Any
 from lambda_grpo.errors import InputError, missing_extra
 from lambda_grpo.tasks.answers import gold_answer, stated_answer
 from lambda_grpo.tasks.data_files import ProblemRows, pick_columns
-from lambda_grpo.tasks.task import Problem, Split, in_test_split
+from lambda_grpo.tasks.task import Problem, Split, in_test_split, prompt_key
 from lambda_grpo.tasks.worker import SECONDS, CallStopped, call
 
 _log = logging.getLogger(__name__)
@@ -146,12 +145,12 @@ class Maths:
     def _belongs(self, prompt: Any, split: Split) -> bool:
         if self._rows.divided:
             return in_test_split(prompt) == (split == "test")
-        return split == "test" or _key(prompt) not in self._test_prompts
+        return split == "test" or prompt_key(prompt) not in self._test_prompts
 
     @cached_property
     def _test_prompts(self) -> set[str]:
         part = self._rows.parts["test"]
-        return {_key(self._read("test", i)[0]) for i in range(len(part))}
+        return {prompt_key(self._read("test", i)[0]) for i in range(len(part))}
 
     def _report(self, skipped: int) -> None:
         if skipped:
@@ -193,10 +192,6 @@ def gold_text(answer: Any) -> str:
     if isinstance(answer, float) and not math.isfinite(answer):
         return ""
     return gold_answer(str(answer))
-
-
-def _key(prompt: Any) -> str:
-    return json.dumps(prompt, sort_keys=True)
 
 
 def _check_prompt(prompt: Any, place: str) -> None:

@@ -70,18 +70,6 @@ def count_sequences(n: int, d: int, total: int) -> int:
     return _counts_by_residue(n, d)[total % n]
 
 
-def unique_for_every_sum(max_n: int, max_d: int) -> list[tuple[int, int]]:
-    """The pairs (n, d), n ≤ max_n and d ≤ max_d, with exactly one sequence for *every* integer sum.
-
-    The module docstring proves that beyond these bounds there are no others.
-
-    >>> unique_for_every_sum(12, 12)
-    [(1, 0), (3, 2)]
-    """
-    pairs = [(n, d) for n in range(1, max_n + 1) for d in range(max_d + 1)]
-    return [(n, d) for n, d in pairs if set(_counts_by_residue(n, d)) == {1}]
-
-
 def _counts_by_residue(n: int, d: int) -> list[int]:
     """Element r is the number of sequences for each sum S ≡ r (mod n)."""
     if n < 1:

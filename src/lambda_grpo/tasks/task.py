@@ -86,6 +86,15 @@ def before_stop(completion: str, stop: Sequence[str]) -> str:
     return completion[: min((at for text in stop if (at := completion.find(text)) >= 0), default=None)]
 
 
+def prompt_key(prompt: Any) -> str:
+    """The same text for equal prompts, texts or chat messages.
+
+    >>> prompt_key([{"role": "user", "content": "1+1="}]) == prompt_key([{"content": "1+1=", "role": "user"}])
+    True
+    """
+    return json.dumps(prompt, sort_keys=True)
+
+
 def in_test_split(prompt: Any, one_in: int = 8) -> bool:
     """Whether a prompt (text or chat messages) belongs to the test split: one in `one_in` does, by checksum.
 
@@ -94,5 +103,5 @@ def in_test_split(prompt: Any, one_in: int = 8) -> bool:
     >>> [n for n in range(40) if in_test_split(f"{n}+1=")]
     [4, 8, 10, 20, 30]
     """
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+    text = prompt if isinstance(prompt, str) else prompt_key(prompt)
     return zlib.crc32(text.encode(errors="surrogatepass")) % one_in == 0

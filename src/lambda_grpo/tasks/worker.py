@@ -8,6 +8,10 @@ The limit is kept by faulthandler's watchdog, a thread of the worker that needs 
 time is up the worker ends, and the caller reads the end of the pipe. A worker also ends with its parent. Its
 memory is capped (on Linux), and hashing is fixed, so that generators which iterate over sets repeat.
 
+A process pool does not serve: multiprocessing's (and so pebble's) runs the caller's script again in each
+worker, starts the one after an overrun with the environment of that moment, so with another hash seed, and
+lets a worker in C code outlive its parent.
+
 A worker is no sandbox: it may do all that its parent may.
 """
 
