@@ -2,9 +2,9 @@
 
 A credit is a pure function of the tree and the rewards of one group; it sees no log-probs. Each
 token's loss is `weight * loss(logp, advantage)`, KL term included, so a credit changes the gradient of
-token (i, t) by the factor `weight[i, t]` (method: identity 1, weighting is gradient scaling).
+token (i, t) by the factor `weight[i, t]`.
 
-All of them side by side, and when to choose which: docs/credits.md. All take what `grpo` takes; their own
+docs/credits.md compares the credits and says when to choose which. All take what `grpo` takes; their own
 parameters are keywords after `mask`, which configs pass as `credit_kwargs`. To add one, write a function in a
 file of this folder and name it in `registry.CREDITS`.
 """

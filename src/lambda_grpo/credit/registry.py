@@ -37,7 +37,8 @@ def get_credit(name: str, kwargs: Mapping[str, Any] | None = None) -> Credit:
         name: a key of `CREDITS`, or a function of the user's: `my_module:my_credit`, `my_file.py:my_credit`.
 
     Raises:
-        InputError: an unknown credit or an unknown parameter, with the nearest miss; not a credit (`own`).
+        InputError: an unknown credit or an unknown parameter, with the nearest miss; as
+            `custom_credit.load_own`.
     """
     if name not in CREDITS and ":" not in name:
         raise unknown_name("credit", name, CREDITS)
@@ -55,7 +56,7 @@ def get_credit(name: str, kwargs: Mapping[str, Any] | None = None) -> Credit:
 def try_credit(name: str, kwargs: Mapping[str, Any] | None = None) -> TokenCredit:
     """What the credit gives a small group: four completions that share steps, with different rewards.
 
-    So that a mistake in its parameters, or in a credit of the user's, shows before training starts.
+    A mistake in its parameters, or in a user's own credit, then shows before training starts.
 
     Raises:
         InputError: as `get_credit`, and as the credit itself; a parameter without default is missing.
@@ -75,7 +76,7 @@ def try_credit(name: str, kwargs: Mapping[str, Any] | None = None) -> TokenCredi
 def advantage_varies(result: TokenCredit) -> bool:
     """Whether the tokens of one completion get different advantages.
 
-    Then each needs a ratio of its own too; a sequence-level ratio has one advantage per completion.
+    Each token then needs a ratio of its own, because a sequence-level ratio has one advantage per completion.
     """
     first = result.advantage[:, :1]
     return bool(((result.advantage != first) & (result.weight != 0)).any())
