@@ -2,7 +2,7 @@
 
 The prompt is the first column present of prompt, problem, question: text, or a list of chat messages, handed
 on as it is. The gold answer is the first of answer, solution: a number, a word, LaTeX with or without
-delimiters, or a worked text with `\\boxed{…}` or, as in GSM8K, `#### …` at its end. `answers.py` says what is
+delimiters, or a worked text with `\\boxed{…}` or, as in GSM8K, `#### …` at its end. `answers.py` finds
 the answer of a completion.
 
 Numbers below 0.001 must agree in three digits, because math-verify rounds to six decimals. From 10^15 on
@@ -37,8 +37,8 @@ def check_math_verify() -> None:
     """Raise unless math-verify is there and its parser of LaTeX works.
 
     Raises:
-        InputError: it is not installed, or beside antlr4-python3-runtime below 4.13, for which its parser is
-            out of step: percentages and more are then no numbers, and right answers score 0.
+        InputError: it is not installed, or antlr4-python3-runtime is too old for its parser (below 4.13):
+            percentages and others are then no numbers, and right answers score 0.
     """
     if find_spec("math_verify") is None:
         raise missing_extra("math-verify", "tasks")
@@ -81,8 +81,8 @@ class Maths:
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         """`count` rows of the split in random order, each once before any comes again.
 
-        Of a source without a test split one prompt in eight, chosen by checksum, is for testing; of one
-        with a test split, the train rows whose prompt occurs there are left out. `Problem.answer` is the
+        If the source has no test split, one prompt in eight, chosen by checksum, is for testing. If it has
+        one, train rows whose prompt occurs there are left out. `Problem.answer` is the
         gold answer as text that math-verify parses.
 
         Raises:
@@ -231,9 +231,10 @@ def _equal(gold: str, completion: str) -> bool:
 
 
 def _near(right: Any, found: Any) -> bool | None:
-    """Whether two numbers agree, where the gold one is too small or too large for math-verify; else None.
+    """Whether two numbers agree, if the gold one is too small or too large for math-verify; else None.
 
-    It takes 1.6e-19 for -9.1e-31, and 6.02 × 10^23, a float to it, for another number than the integer.
+    math-verify takes 1.6e-19 and -9.1e-31 for equal. It reads 6.02 × 10^23 as a float, which differs from the
+    same number as an integer.
     """
     try:
         gold, answer = float(right[0]), float(found[0])

@@ -1,8 +1,9 @@
 """`sequences`: given n, d and S, write n integers in non-decreasing order with sum S and last − first = d.
 
 A completion is the integers, separated by commas or spaces, with or without brackets round them; text
-before or after counts only if the integers stand in `<answer>…</answer>`. Reward 1 if every condition holds,
-else 0. A problem often has several right answers: a tree of completions with several good branches.
+before or after counts only if the integers stand in `<answer>…</answer>`. The reward is 1 if every condition
+holds, otherwise 0. A problem often has several right answers: a tree of completions with several good
+branches.
 
 **For which (n, d) is there exactly one sequence, whatever the integer S?** Let n ≥ 2 and write the sequence
 as a + b with a its first member and 0 = b₁ ≤ … ≤ bₙ = d. Then S = n·a + Σb: b can be used iff Σb ≡ S (mod n),
@@ -99,7 +100,7 @@ def _problem(split: Split, rng: random.Random) -> Problem:
 
 
 def _read(text: str) -> list[int]:
-    """The integers of a text that holds nothing else, else none."""
+    """The integers of a text; none if it holds anything else."""
     if (text[:1], text[-1:]) in _BRACKETS:
         text = text[1:-1].strip()
     if not _INTEGERS.fullmatch(text):

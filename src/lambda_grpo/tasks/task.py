@@ -1,4 +1,4 @@
-"""What a task is: problems, their scoring, and what else is worth knowing of a completion."""
+"""What a task is: problems, their scores, and named numbers about a completion."""
 
 import json
 import math
@@ -33,7 +33,7 @@ class Task(Protocol):
     A task may also have these attributes; who reads them asks `getattr(task, NAME, DEFAULT)`:
 
     - `stop`, a tuple of texts, default `()`: the first of them that comes ends a completion. `score` and
-      `traits` see what stood before it (`before_stop`).
+      `traits` see only the text before it (`before_stop`).
     - `raw_text`, default False: the prompts are texts to be continued, such as worked examples, and are never
       asked as a chat.
     """
@@ -53,7 +53,7 @@ class Task(Protocol):
 
 
 def score(task: Task, problem: Problem, completion: str) -> float | None:
-    """What `task.score` says of a completion, once it is sure that this is a finite number or None.
+    """The score that `task.score` gives a completion, checked to be a finite number or None.
 
     Raises:
         LambdaGRPOError: the task raised something; the message says where.
@@ -78,7 +78,7 @@ def score(task: Task, problem: Problem, completion: str) -> float | None:
 
 
 def before_stop(completion: str, stop: Sequence[str]) -> str:
-    """What stands before the first stop text in a completion; all of it if none comes.
+    """The part of a completion before the first stop text; all of it if it holds none.
 
     >>> before_stop(" 7\\n\\nQuestion:", ("\\n",)), before_stop("a.b!", ("!", ".")), before_stop(" 7", ("!",))
     (' 7', 'a', ' 7')
