@@ -90,7 +90,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         report_command.add_arguments(report)
     evaluation = commands.add_parser("eval", help="how good models are at a task", allow_abbrev=False)
     if command == "eval":
-        from lambda_grpo.evaluating import eval_command as eval_command
+        from lambda_grpo.evaluating import eval_command
 
         evaluation.description = eval_command.DESCRIPTION
         eval_command.add_arguments(evaluation)
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return report_command.run(args)
         if args.command == "eval":
-            from lambda_grpo.evaluating import eval_command as eval_command
+            from lambda_grpo.evaluating import eval_command
 
             return eval_command.run(args)
         return _tasks()

@@ -1,7 +1,7 @@
 """Log-probs of completions under a causal language model of transformers; this module needs torch only.
 
 Invariant: padding changes no result. The model gets the attention mask, and position ids that count real
-tokens only; without either, a left-padded prompt shifts or mixes in what is no part of it.
+tokens only; without them, a left-padded prompt is shifted, or attends to its padding.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ def completion_logps(
 ) -> torch.Tensor:
     """log π(y_it | prompt, y_i,<t) of each completion token, in one forward pass.
 
-    Prompts are padded on the left and completions on the right here, not by the caller.
+    This function pads prompts on the left and completions on the right; the caller does not.
 
     Args:
         model: called with input_ids, attention_mask, position_ids, use_cache and logits_to_keep; returns
@@ -30,7 +30,7 @@ def completion_logps(
         prompt_ids: B sequences of token ids, none of them empty.
         completion_ids: B sequences of token ids; they may be empty.
         temperature: the one of sampling; logits are divided by it.
-        width: T, where that is more than the longest completion here: a micro-batch of a wider batch.
+        width: T, if it is more than the longest completion here, as in a micro-batch of a wider batch.
 
     Returns:
         (B, T) float32 (float64 of a float64 model), 0 past a completion's end.
@@ -53,7 +53,7 @@ def completion_logps(
     if width < longest:
         raise InputError(f"width: expected at least the longest completion's {longest} tokens, got {width}")
 
-    ids = torch.zeros((len(prompt_ids), start + longest), dtype=torch.long)  # any id will do for padding
+    ids = torch.zeros((len(prompt_ids), start + longest), dtype=torch.long)  # padding may have any id
     mask = torch.zeros_like(ids)
     for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
         real = slice(start - len(prompt), start + len(completion))

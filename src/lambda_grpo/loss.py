@@ -9,7 +9,7 @@ the credit's advantage A and weight w. With A = a_i and w = 1 this is GRPO; with
 (Sullivan & Koller, arXiv 2509.21154, section 4), which divides the policy and the KL term alike.
 
 Invariant: a weight scales its token's term and nothing else. Every denominator is a raw count, so the loss
-with weights is not a weighted mean. What lies where the mask is false has no influence at all, NaN included.
+with weights is not a weighted mean. Values where the mask is false have no influence, not even NaN.
 
 Deviation from the paper: it takes one update per batch and clips nothing; here the ratio is clipped, which
 changes nothing while old and new policy agree.
@@ -47,7 +47,7 @@ class Objective:
         max_completion_length: the most tokens a completion may have; needed by `dr_grpo` only.
 
     Raises:
-        InputError: an unknown normalisation, what is no number ≥ 0, or `dr_grpo` without a length.
+        InputError: an unknown normalisation, a constant that is no number ≥ 0, or `dr_grpo` without a length.
     """
 
     normalisation: str = "dapo"
@@ -152,14 +152,15 @@ def policy_loss(
 ) -> torch.Tensor:
     """The loss to minimise: all terms ℓ_it (module docstring), summed and normalised.
 
-    A completion without policy tokens adds no term and no gradient; if no completion has one the loss is 0.
+    A completion without policy tokens adds no term and no gradient. If no completion has one, the
+    loss is 0.
 
     Args:
         logps: (B, T) log-probs of the completions' tokens under the policy; the gradient flows into them.
         tokens: the rest, on any device.
         objective: the constants.
         num_tokens: the denominator of `dapo` (ignored by the others): policy tokens in all micro-batches of
-            this optimiser step, divided by the number of processes where gradients are averaged over them.
+            this optimiser step, divided by the number of ranks if gradients are averaged over them.
             None: those of `tokens`. With the other normalisations divide each micro-batch's loss by the
             number of micro-batches.
 
@@ -205,7 +206,7 @@ def token_terms(logps: torch.Tensor, tokens: TokenBatch, objective: Objective) -
     dtype = torch.promote_types(logps.dtype, torch.float32)
 
     def at_policy_tokens(values: torch.Tensor) -> torch.Tensor:
-        """Elsewhere 0: whatever stands there can then reach neither value nor gradient."""
+        """The values, with 0 elsewhere, so that what stands there reaches neither loss nor gradient."""
         return torch.where(policy, values.to(logps.device, dtype), 0)
 
     logp = at_policy_tokens(logps)

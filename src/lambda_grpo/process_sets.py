@@ -5,7 +5,8 @@ common prefix (LCP) of each pair of neighbours is found by comparing blocks. Pro
 intervals of that list, found with one stack. Work is proportional to tokens; Python loops run over rows and
 nodes only.
 
-B is the number of rows, N of nodes; `flat` holds all rows end to end, padded as `tree._flatten` says.
+B is the number of rows and N the number of nodes; `flat` holds all rows end to end, padded
+as `tree._flatten` says.
 """
 
 import numpy as np

@@ -72,7 +72,7 @@ class ProcessTree:
         Args:
             completions: G ≥ 1 one-dimensional sequences of token ids in [0, 2³¹), of any lengths.
                 With tool or observation tokens, pass *all* tokens after the prompt, and mask later.
-            contexts: one hashable id per completion where prompts differ inside the group;
+            contexts: one hashable id per completion, if prompts differ inside the group;
                 completions of different contexts share nothing.
 
         Raises:
@@ -226,7 +226,7 @@ def _flatten(completions: Sequence[ArrayLike]) -> tuple[Int32, Int32]:
 def _row(i: int, completion: ArrayLike) -> NDArray[Any]:
     try:
         row = np.asarray(completion)
-    except (TypeError, ValueError) as error:  # numpy's words for a ragged nested list
+    except (TypeError, ValueError) as error:  # numpy raises these for a ragged nested list
         raise InputError(f"completion #{i}: expected a 1-D sequence of token ids: {error}") from None
     if row.ndim != 1:
         hint = "; for a padded (G, T) array use from_padded" if row.ndim == 2 else ""

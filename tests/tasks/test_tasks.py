@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lambda_grpo import InputError
 from lambda_grpo.tasks import Problem, Sequences, ThinkingSums, get_task, list_tasks
 from lambda_grpo.tasks.answers import final_answer
-from lambda_grpo.tasks.sequences import count_sequences, unique_for_every_sum
+from lambda_grpo.tasks.sequences import count_sequences
 from lambda_grpo.tasks.task import in_test_split
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_task.py"
@@ -90,6 +90,11 @@ def test_count_equals_trying_all():
     for n, d in itertools.product(range(1, 6), range(5)):
         for total in range(-7, 8):
             assert count_sequences(n, d, total) == len(sequences_by_trying(n, d, total))
+
+
+def unique_for_every_sum(max_n, max_d):
+    pairs = itertools.product(range(1, max_n + 1), range(max_d + 1))
+    return [(n, d) for n, d in pairs if all(count_sequences(n, d, total) == 1 for total in range(n))]
 
 
 def test_with_two_or_more_members_only_3_and_2_is_unique_for_every_sum():

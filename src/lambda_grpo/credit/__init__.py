@@ -4,7 +4,7 @@ A credit is a pure function of the tree and the rewards of one group; it sees no
 token's loss is `weight * loss(logp, advantage)`, KL term included, so a credit multiplies the gradient of
 token (i, t) by `weight[i, t]`.
 
-All of them side by side, and when to choose which: docs/credits.md. All take what `grpo` takes; their own
+docs/credits.md compares the credits and says when to choose which. All take what `grpo` takes; their own
 parameters are keywords after `mask`, which configs pass as `credit_kwargs`. To add one, write a function in a
 file of this folder and import it in `registry.py`.
 """

@@ -1,7 +1,7 @@
 """A user's own credit, named as `my_module:my_credit` or `path/to/my_credit.py:my_credit`.
 
-It is a function with the signature of `grpo`. What it returns is checked each time, so that a mistake in it
-is told and not trained on.
+It is a function with the signature of `grpo`. Its result is checked each time, so that a mistake in it
+raises an error before anything is trained on it.
 """
 
 import functools
@@ -25,8 +25,8 @@ def load_own(name: str) -> Credit:
 
     Raises:
         InputError: as `load_custom`; not a function, or one that cannot be called as `grpo` is. The returned
-            credit raises it for a result that is not a `TokenCredit` of the tree's shape. What the function
-            itself raises is left alone.
+            credit raises it for a result that is not a `TokenCredit` of the tree's shape. What the
+            function raises passes through.
     """
     credit = load_custom("credit", name)
     if not callable(credit) or isinstance(credit, type):

@@ -21,7 +21,7 @@ def grpo(
     Args:
         tree: the group's process tree.
         rewards: (G,) finite outcome rewards.
-        advantages: (G,) the trainer's own a_i, where they are not `group_advantage(rewards)`.
+        advantages: (G,) the trainer's own a_i, if they are not `group_advantage(rewards)`.
         mask: (G, T) true where a policy token enters the loss; other tokens get zeros. It does not
             change the tree.
 
@@ -41,10 +41,10 @@ def process(
     """The process reward model GRPO hides: token (i, t) gets (A(λ(i,t)), 1).
 
     A(λ) = (R̂(λ) - mean r) / (std r + ε) with the step reward R̂(λ) = mean of r over λ (paper,
-    section 3), which is the mean of a over λ. Its gradient is `grpo`'s where no ratio is clipped and all
-    tokens share one denominator (losses `dapo`, `bnpo`, `dr_grpo`); not for per-sequence means, nor for
-    sequence-level ratios. Completions without a policy token in `mask`, truncated ones say, are left out of
-    the mean, as they are left out of GRPO's sum.
+    section 3), which is the mean of a over λ. Its gradient is `grpo`'s if no ratio is clipped and all
+    tokens share one denominator (losses `dapo`, `bnpo`, `dr_grpo`). It is not with per-sequence means or
+    sequence-level ratios. Completions without a policy token in `mask`, such as truncated ones, are left out
+    of the mean, because GRPO's sum leaves them out too.
 
     Arguments and errors as `grpo`.
     """

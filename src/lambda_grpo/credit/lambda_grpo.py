@@ -1,7 +1,7 @@
-"""λ-GRPO, and λ-GRPO scaled back up: per group, by one factor.
+"""λ-GRPO, and two variants that scale it up again by one factor per group.
 
-1/|λ| makes the gradient smaller on the whole, so a comparison with GRPO at one learning rate also compares
-step sizes. The two rescaled ones take that difference away; within a group they are λ-GRPO times a number.
+The factor 1/|λ| makes the gradient smaller, so a comparison with GRPO at one learning rate also compares
+step sizes. The two variants remove that difference; within a group they are λ-GRPO times a number.
 """
 
 import numpy as np
@@ -53,8 +53,8 @@ def lambda_grpo_matched(
     """λ-GRPO with GRPO's total |advantage|: token (i, t) gets (a_i, c / |λ(i,t)|).
 
     c = Σ|a_i| / Σ(|a_i| / |λ(i,t)|), both sums over the group's policy tokens, so that Σ w·|a| is what it
-    is in GRPO. The control that separates λ-GRPO's direction from its smaller steps. Where no token has an
-    advantage there is nothing to match: c = 1. The KL term is multiplied by c too.
+    is in GRPO. It is the control that separates λ-GRPO's direction from its smaller steps. If no token has
+    an advantage, c = 1. The KL term is multiplied by c too.
 
     Arguments and errors as `grpo`.
     """
@@ -72,8 +72,8 @@ def lambda_grpo_unique(
     """λ-GRPO normalised by unique tokens: token (i, t) gets (a_i, (ΣT_i / U) / |λ(i,t)|).
 
     The loss then divides the sum over unique tokens by their number U instead of the raw number ΣT_i: the
-    mean weight of a group is 1, and so is the total weight of its KL term what it is in GRPO. With a `mask`
-    both count policy tokens: U = Σ 1/|λ(i,t)| over them.
+    mean weight of a group is 1, and the total weight of its KL term is the same as in GRPO. With a `mask`
+    ΣT_i and U count policy tokens: U = Σ 1/|λ(i,t)| over them.
 
     Arguments and errors as `grpo`.
     """

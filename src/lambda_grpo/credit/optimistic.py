@@ -1,7 +1,7 @@
-"""An optimistic step reward: the best that a step led to counts more than the rest.
+"""An optimistic step reward: the best completions of a step count more than the others.
 
-Made for this project; it is the soft maximum of risk-seeking control (an exponential utility) in place of
-the mean in the step reward of Sullivan & Koller, arXiv 2509.21154, section 3.
+It was made for this project: the soft maximum of risk-seeking control (an exponential utility) replaces the
+mean in the step reward of Sullivan & Koller, arXiv 2509.21154, section 3.
 """
 
 import numpy as np
@@ -29,8 +29,8 @@ def optimistic(
 
     The trainer's `advantages` are taken as k·r + b: A(λ) = τk·log mean exp(a / τk), the same number, with k
     = std a / std r (over completions with a ≠ 0: a trainer gives 0 to those it cannot score). That is exact
-    for `group_advantage` and whatever else is linear in the group's rewards; otherwise k is what puts τ on
-    the scale of the advantages, and 1 if the rewards do not differ. Masked completions are left out as in
+    if the advantages are linear in the group's rewards, as `group_advantage` is; otherwise k puts τ on the
+    scale of the advantages. If the rewards do not differ, k is 1. Masked completions are left out as in
     `process`.
 
     Args:

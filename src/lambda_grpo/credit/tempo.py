@@ -1,9 +1,9 @@
-"""Credit for what a step changes: A(λ) - A(parent), the value after it minus the value before.
+"""Credit for the change that a step makes: A(λ) - A(parent), the value after it minus the value before.
 
 A(λ), the mean advantage of the completions that share a prefix, is the tree's own Monte Carlo value of that
-prefix. Along a path the changes add up to A(leaf) - A(root), and A(root) is 0 for GRPO's advantages. What
-all completions share changes nothing, so the root's change is 0. Completions masked whole are left out of
-the values, as in `process`.
+prefix. Along a path the changes add up to A(leaf) - A(root), and A(root) is 0 for GRPO's advantages. A step
+that all completions share changes nothing, so the root's change is 0. Completions whose tokens are
+all masked are left out of the values, as in `process`.
 """
 
 import numpy as np

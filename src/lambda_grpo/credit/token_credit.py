@@ -15,7 +15,7 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class TokenCredit:
-    """What one group's tokens get.
+    """Advantage and weight of one group's tokens.
 
     Attributes:
         advantage: (G, T) float32, zero past a completion's end and where masked.
@@ -29,8 +29,8 @@ class TokenCredit:
     def weighted(self) -> NDArray[np.float32]:
         """(G, T) weight × advantage, for engines that take token advantages only.
 
-        Exact for token-level ratios without KL term: the clipped objective is positively homogeneous
-        in the advantage.
+        It is exact for token-level ratios without KL term, because the clipped objective is positively
+        homogeneous in the advantage.
         """
         return self.weight * self.advantage
 
@@ -78,7 +78,7 @@ def own_advantages(tree: ProcessTree, rewards: ArrayLike, advantages: ArrayLike 
 def step_means(tree: ProcessTree, values: ArrayLike, counted: NDArray[np.bool_] | None = None) -> Float64:
     """Mean over each process set of one value per completion: (G,) → (N,).
 
-    With `counted` (G,) over the completions it marks only; 0 where a set has none.
+    With `counted` (G,), the mean runs over the completions that it marks; 0 if a set has none.
     """
     values_G = np.asarray(values, np.float64)
     if counted is None:
@@ -89,16 +89,16 @@ def step_means(tree: ProcessTree, values: ArrayLike, counted: NDArray[np.bool_] 
 def step_values(tree: ProcessTree, advantages: Float64, mask: ArrayLike | None) -> Float64:
     """(N,): the step advantage A(λ), the mean of `advantages` (G,) over λ.
 
-    Completions that are masked whole (`samples`) are left out; 0 where all of a set are.
+    Completions whose tokens are all masked (`samples`) are left out; 0 if all of a set are.
     """
     return step_means(tree, advantages, samples(tree, mask))
 
 
 def samples(tree: ProcessTree, mask: ArrayLike | None) -> NDArray[np.bool_] | None:
-    """(G,) bool: the completions that tell a step's value; None: all of them.
+    """(G,) bool: the completions whose rewards enter a step's value; None: all of them.
 
-    Not those whose tokens are all masked, truncated ones say: GRPO's sum leaves them out too. An empty
-    completion has nothing to mask, and counts.
+    A completion whose tokens are all masked, such as a truncated one, does not: GRPO's sum leaves it out too.
+    An empty completion has nothing to mask, so it does.
     """
     if mask is None:
         return None
@@ -124,7 +124,8 @@ def path_sums(tree: ProcessTree, values: NDArray[Any]) -> NDArray[Any]:
 def token_credit(
     tree: ProcessTree, advantage: NDArray[Any], weight: NDArray[Any] | float, mask: ArrayLike | None
 ) -> TokenCredit:
-    """Both, of any shape that broadcasts to (G, T), as float32, zero past the end and where masked.
+    """Advantage and weight, of any shape that broadcasts to (G, T), as float32 with zeros past the end and
+    where masked.
 
     Raises:
         InputError: a mask of another shape than (G, T).

@@ -28,10 +28,10 @@ def treepo(
     of two or more completions on i's path, which gives (r_i - R̂(λ)) / (std r + ε). So a completion is also
     compared with those that began like it; in a group without shared steps this is GRPO.
 
-    Choices made: the paper writes it per segment, its code gives one number per completion, and so do we; a
-    plain mean (its `average`), not one weighted by subgroup size; the group's own std, and no whitening
-    over the batch. TreePO's subgroups come from the forks of its sampler, ours from the prefixes that an
-    ordinary group shares. Masked completions are left out of A(λ) as in `process`.
+    Our choices: one number per completion, as in the paper's code (its formula is per segment); a plain mean
+    (its `average`), not one weighted by subgroup size; the group's own std, and no whitening over the batch.
+    TreePO's subgroups come from the forks of its sampler, ours from the prefixes that an ordinary group
+    shares. Masked completions are left out of A(λ) as in `process`.
 
     Arguments and errors as `grpo`.
     """
@@ -39,7 +39,7 @@ def treepo(
     counted = samples(tree, mask)
     number = tree.size if counted is None else step_sums(tree, counted)
     subgroup = number > 1
-    subgroup[0] = False  # its mean is the trainer's business, and 0 for GRPO's advantages
+    subgroup[0] = False  # a_G is relative to the whole group already
     means = path_sums(tree, subgroup * step_means(tree, a_G, counted))
     advantage = a_G - means / (1 + path_sums(tree, subgroup.astype(np.int64)))
     return token_credit(tree, advantage[:, None], 1.0, mask)

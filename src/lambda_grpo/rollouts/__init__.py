@@ -1,10 +1,10 @@
-"""Rollout files, whatever trained the model → `Group`s, one at a time.
+"""Rollout files of any trainer → `Group`s, one at a time.
 
     for group in RolloutReader(["runs/a", "runs/b"]): ...
 
-Read are our run folders, TRL's completion tables, verl's rollout dumps, and plain JSON lines or Parquet.
-Nothing is dropped silently: what cannot be used raises `InputError` with file and row, or is counted.
-docs/rollouts.md is the schema of every format.
+The reader takes our run folders, TRL's completion tables, verl's rollout dumps, and plain JSON lines or
+Parquet. It drops nothing silently: a row that cannot be used raises `InputError` with file and row, or is
+counted. docs/rollouts.md is the schema of every format.
 """
 
 from lambda_grpo.rollouts.group import Group

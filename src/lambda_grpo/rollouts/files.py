@@ -1,8 +1,8 @@
-"""One rollout file → blocks of rows, whatever wrote it. docs/rollouts.md is the schema.
+"""One rollout file of any trainer → blocks of rows. docs/rollouts.md is the schema.
 
-The format is recognised from the content: Parquet by its magic bytes, else JSON lines; then by the names
-of the columns. A file is read as a stream of `FileRows`, each the neighbouring rows of one group (in TRL's
-and verl's files, which have no group ids, of one training step), so that memory holds one of them at a time.
+A file that begins with Parquet's magic bytes is Parquet, any other is JSON lines; the names of the columns
+tell who wrote it. A file is read as a stream of `FileRows`, so that memory holds one of them at a time: the
+neighbouring rows of one group or, in TRL's and verl's files, which have no group ids, of one training step.
 """
 
 import codecs
@@ -33,7 +33,7 @@ class Format:
     name: str
     needs: frozenset[str]  # every one of these columns
     one_of: frozenset[str] = frozenset()  # and at least one of these
-    columns: Mapping[str, str] = field(default_factory=dict)  # our name → the file's, where they differ
+    columns: Mapping[str, str] = field(default_factory=dict)  # our name → the file's, if they differ
 
 
 FORMATS = [
@@ -58,7 +58,7 @@ class FileRows:
     """Neighbouring rows that one group or step consists of; each column a list, absent if the file has none.
 
     Attributes:
-        file, format: where the rows are from.
+        file, format: the rows' source.
         numbers: the row of each in its file, counted from 1 (the line of a JSONL file).
         columns: our names (`step`, `group`, `prompt`, `prompt_ids`, `completion`, `token_ids`, `tokens`,
             `reward`, `advantage`, `correct`) → one value per row; in TRL's files also the reward functions.
@@ -97,7 +97,7 @@ def recognise(file: Path, columns: Sequence[str]) -> Format:
 def read_rows(file: Path, report: OnProblem) -> Iterator[FileRows]:
     """The rows of one file, in blocks; problems go to `report`, which raises or counts them."""
     try:
-        if not file.is_file():  # to open a pipe would wait for ever
+        if not file.is_file():  # opening a pipe would wait for ever
             return report(file, None, "is no file, expected rollouts")
         with file.open("rb") as handle:
             head = handle.read(4)
@@ -158,7 +158,7 @@ def _parquet(file: Path, report: OnProblem) -> Iterator[_Row]:
                     yield fmt, number, dict(zip(lists, values, strict=True))
     except InputError as error:
         report(file, None, str(error).removeprefix(f"{file}: "))
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # also of values, say no UTF-8
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # values raise too
         report(file, number + 1 if number else None, f"is not a whole Parquet file: {error}")
 
 
@@ -222,7 +222,7 @@ def _json_lines(file: Path, report: OnProblem) -> Iterator[_Row]:
                 missing = sorted(fmt.needs - values.keys())
                 if fmt.one_of and not fmt.one_of & values.keys():
                     missing.append(" or ".join(sorted(fmt.one_of)))
-                if missing and missing != [fmt.columns.get("reward", "reward")]:  # that is its group's fault
+                if missing and missing != [fmt.columns.get("reward", "reward")]:  # its group says so
                     raise InputError(
                         f"has no {', '.join(missing)}: the file began as {fmt.name}'s, and formats are not "
                         "mixed within one file"
@@ -240,7 +240,7 @@ def _json_lines(file: Path, report: OnProblem) -> Iterator[_Row]:
 
 
 def _lines(handle: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a file; of one that is too long only the beginning, which is too long as well."""
+    """The lines of a file; of a line that is too long only its beginning, which is too long as well."""
     line = handle.readline(_LINE_BYTES + 1).removeprefix(codecs.BOM_UTF8)
     while line:
         yield line
@@ -262,7 +262,7 @@ def _object(line: bytes) -> dict[str, Any]:
         values = json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise InputError(f"is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
-    except ValueError as error:  # also of numbers with thousands of digits
+    except ValueError as error:  # numbers with thousands of digits raise it too
         raise InputError(f"is not a whole JSON object: {error}") from error
     except RecursionError as error:
         raise InputError("is nested too deeply") from error

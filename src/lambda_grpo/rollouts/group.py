@@ -41,9 +41,9 @@ class Group:
         token_ids: G int32 arrays.
         token_texts: G lists of token strings; empty if they are not known.
         rewards: (G,) float64; NaN where no reward function could score the completion.
-        advantages: (G,) float64, finite; the file's own where it has them, else `group_advantage` of the
+        advantages: (G,) float64, finite; the file's own if it has them, else `group_advantage` of the
             rewards that are known. 0 for unscored completions, unless the file says otherwise.
-        correct: (G,) float64, 1 right, 0 wrong, nan where the file does not say.
+        correct: (G,) float64, 1 right, 0 wrong, nan if the file does not say.
         contexts: (G,) int, equal where prompts are equal; different prompts share no step.
         prompt_ids: G int32 arrays, the prompts' token ids as the policy saw them; empty if not known.
         prompt_lengths: (G,) int, the prompts' tokens, counted as the completions' are; empty if they are not
@@ -128,7 +128,7 @@ def make_group(rows: FileRows, wanted: GroupRows, step: int, tokeniser: Tokenise
 
 
 def _advantages(columns: Mapping[str, Sequence[Any]], rewards: Float64) -> Float64:
-    """(G,) the file's own, or those of the rewards that are known; 0 where there is nothing to tell."""
+    """(G,) the file's own, or those of the rewards that are known; 0 for unscored completions."""
     scored = ~np.isnan(rewards)
     if "advantage" in columns:
         given = zip(columns["advantage"], scored, strict=True)
@@ -158,7 +158,7 @@ def _prompt_ids(columns: Mapping[str, Sequence[Any]]) -> list[Int32]:
 def _prompt_lengths(
     prompts: Sequence[str], prompt_ids: Sequence[Int32], tokens_from: str, tokeniser: Tokeniser | None
 ) -> NDArray[np.int64]:
-    """(G,) tokens of each prompt; none if nothing tells them."""
+    """(G,) tokens of each prompt; empty if they are not known."""
     if prompt_ids:
         return np.array([len(ids) for ids in prompt_ids])
     if not all(prompts) or not (tokeniser or tokens_from == FALLBACK):
@@ -172,7 +172,7 @@ def _prompt_lengths(
 def _tokens(
     columns: Mapping[str, Sequence[Any]], texts: Sequence[str], tokeniser: Tokeniser | None
 ) -> tuple[Sequence[Int32], Sequence[Sequence[str]], str]:
-    """Token ids, token strings where known, and what made the ids."""
+    """Token ids, token strings if they are known, and what made the ids."""
     strings: Sequence[Sequence[str]] = ()
     if "tokens" in columns:
         strings = [token_strings(i, row) for i, row in enumerate(columns["tokens"])]

@@ -1,7 +1,7 @@
 """`RolloutReader`: runs → files → rows → groups, with every problem raised or counted.
 
-A bad row takes its whole group with it, because tree and advantages depend on every completion; where
-its group cannot be told (a line that is no JSON), the group goes on without it.
+A bad row takes its whole group with it, because tree and advantages depend on every completion; if
+the row does not tell its group (a line that is no JSON), the group goes on without it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ from lambda_grpo.rollouts.paths import FoundRun, find_runs
 from lambda_grpo.rollouts.tokens import Tokeniser
 from lambda_grpo.rollouts.values import BadRow, text
 
-_MAX_MESSAGES = 20  # kept of what was left out, and of notes
+_MAX_MESSAGES = 20  # the most that are kept about what was left out, and the most notes
 
 
 @dataclass
 class LeftOut:
-    """What `skip_bad` passed over: counts, and the first messages."""
+    """Counts of what `skip_bad` left out, and the first messages."""
 
     rows: int = 0
     groups: int = 0
@@ -37,7 +37,7 @@ class RolloutReader:
         paths: as `find_runs` takes them.
         tokenizer: folder or Hub id for text without token ids; without it, words (`tokens.pieces`).
         skip_bad: count what cannot be used in `left_out`, instead of raising.
-        group_size: completions per prompt, if every group must have it; TRL's tables need it where the
+        group_size: completions per prompt, if every group must have it; TRL's tables need it if the
             runs of equal prompts do not tell it.
 
     Attributes:
@@ -45,8 +45,8 @@ class RolloutReader:
         left_out, notes: complete once iteration has ended.
 
     Raises:
-        InputError: on construction, for paths or a tokenizer that cannot be used; while iterating, for
-            rows that cannot.
+        InputError: at construction, a path or tokenizer that cannot be used; while iterating, a row that
+            cannot be used.
     """
 
     def __init__(

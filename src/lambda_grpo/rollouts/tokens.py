@@ -1,9 +1,9 @@
 """Text → token ids for rollouts that hold no ids, and token ids → text for showing steps.
 
-Two ways: a tokenizer of the `tokenizers` library (exact, if it is the policy's), or the fallback: a
-token is a word with the white space before it, or one other character with it. The fallback needs
-nothing and cuts where most tokenizers cut, but its trees can differ in detail: two completions whose
-texts part inside a word part at the word's beginning here.
+There are two ways. A tokenizer of the `tokenizers` library is exact, if it is the policy's. The fallback
+needs nothing: its token is a word, or one other character, with the white space before it. It cuts where
+most tokenizers cut, but its trees can differ in detail: completions that differ from the middle of a word
+on differ here from the word's beginning on.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What TRL's completion tables leave to be worked out: groups, and which columns are the reward.
+"""What TRL's completion tables do not say: the groups, and which columns are the reward.
 
 A table (`log_completions=True`) has one row per completion: step, prompt, completion, one column per
 reward function, columns of the user's own (`log_extra`), advantage; no group ids, no token ids.
@@ -47,10 +47,10 @@ def reward_columns(
 ) -> tuple[list[str], bool]:
     """The columns whose sum is the reward, and whether that sum explains the advantages.
 
-    Reward functions are columns of floats. The user's own columns come after them: of the columns of
-    floats the longest row, from the first on, is taken whose sum has the shape of TRL's advantages in
-    every group, rows that no function scored aside. If none has (weighted reward functions), it is all of
-    them, and false.
+    Reward functions are columns of floats, and the user's own columns come after them. So the reward is the
+    sum of the first k columns of floats, for the largest k whose sum has the shape of TRL's advantages in
+    every group; rows that no function scored do not count. If no k fits (weighted reward functions), the
+    result is all of them, and false.
 
     Args:
         columns: a table's columns.

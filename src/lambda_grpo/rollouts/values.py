@@ -40,7 +40,7 @@ def numbers(values: Sequence[Any], name: str) -> Float64:
 
 
 def scores(values: Sequence[Any], name: str) -> Float64:
-    """Rewards, one per row; NaN where the file has null or NaN: no reward function could score the row.
+    """Rewards, one per row; NaN if the file has null or NaN, because no reward function could score the row.
 
     Raises:
         BadRow: as `numbers`, for all other values.
@@ -75,7 +75,7 @@ def token_ids(index: int, value: Any, name: str = "token_ids") -> Int32:
     Raises:
         BadRow: no list of integers in [0, 2³¹).
     """
-    # Looked at before numpy sees it, which makes room for the longest text in a list times the list's length.
+    # Checked before numpy sees it: for a list of texts numpy makes room for the longest one in every place.
     whole = isinstance(value, np.ndarray) or (isinstance(value, list) and set(map(type, value)) <= {int})
     ids = np.asarray(value) if whole and len(value) else np.zeros(0, np.int32)
     if not whole or ids.dtype.kind not in "iu" or (ids.size and (ids.min() < 0 or ids.max() >= 2**31)):
@@ -84,7 +84,7 @@ def token_ids(index: int, value: Any, name: str = "token_ids") -> Int32:
 
 
 def right_or_wrong(index: int, value: Any) -> float:
-    """One row's `correct`: 1 or 0, nan where it is missing.
+    """One row's `correct`: 1 or 0, nan if it is missing.
 
     Raises:
         BadRow: neither true, false nor a number.

@@ -8,8 +8,8 @@
 | `jsonl:PATH`, `hub:ID[:CONFIG][:SPLIT]` | prompts with gold answers, scored by math-verify |
 | `my_module:MyTask`, `path/to/my_task.py:MyTask` | your own: a class with the methods of `Task` |
 
-To add a task to this package, write one file with a class that has the methods of `base.Task`, and name it in
-`TASKS`. Whatever a task needs beyond numpy it imports where it is used.
+To add a task to this package, write one file with a class that has the methods of `Task`, and name it in
+`TASKS`. A task imports what it needs beyond numpy only where it uses it.
 """
 
 from collections.abc import Callable
@@ -90,8 +90,8 @@ def get_task(name: str) -> Task:
 def list_tasks() -> dict[str, str]:
     """Every task's name, or pattern of names, with one line of description.
 
-    The data sets of reasoning-gym are asked for in a worker process, about a second; if the package is not
-    installed one line says so.
+    A worker process lists the data sets of reasoning-gym, which takes about a second. If the package is not
+    installed, one line says so.
     """
     listed = {name: _first_line(make) for name, make in TASKS.items()} | _PATTERNS
     if find_spec("reasoning_gym") is None:

@@ -1,9 +1,9 @@
-"""What is the answer of a completion: one rule for every task, and for gold answers too.
+"""How the answer of a completion is found: one rule for every task, and for gold answers too.
 
-1. What a model thinks is no answer. The text up to the last `</think>` is left out. If `<think>` is not
+1. The model's thinking is no answer. The text up to the last `</think>` is left out. If `<think>` is not
    closed, there is no answer.
-2. The last `<answer>…</answer>` is the answer, else all of the text (`final_answer`). Tasks that are not
-   maths read there what they want, such as a list of integers.
+2. The last `<answer>…</answer>` is the answer, else all of the text (`final_answer`). Other tasks
+   than maths read there what they need, such as a list of integers.
 3. Tasks with numbers and formulas (`stated_answer`) take the first of these that is there:
    - the last `\\boxed{…}` (`\\fbox` and `\\framebox` too), or the last few if only commas or "and" stand
      between them. If the last one is not closed, the text was cut off, and there is no answer. The same
@@ -12,7 +12,7 @@
    - what math-verify takes from the text: the formula or number after a phrase like "the answer is", else the
      last formula or number.
 4. A number keeps its value, whatever is around it: `$18`, `\\$18`, `18 dollars`, `18.`, `**18**`,
-   `\\textbf{(018)}` and `18 km/h` are 18; `5e-05` is 0.00005; `- 3` is −3, but for the items of a list, one a
+   `\\textbf{(018)}` and `18 km/h` are 18; `5e-05` is 0.00005; `- 3` is −3, except in a list with one item a
    line. `2xy`, `2 pi` and `18 million` are no numbers with a unit, and stay formulas.
 
 | completion | answer |
@@ -80,7 +80,7 @@ def stated_answer(completion: str) -> str:
 
 
 def gold_answer(text: str) -> str:
-    """The same of a gold answer, where a bare formula is read as a whole, and so boxed.
+    """The same of a gold answer: a bare formula is read as a whole, so it is boxed.
 
     >>> print(gold_answer("(-1, 2]"), gold_answer("20 + 22 = 42\\n#### 42"), gold_answer("so $x=2$"))
     \\boxed{(-1, 2]} \\boxed{42} so $x=2$
@@ -104,13 +104,13 @@ def _stated(text: str, alone: bool) -> str:
         return rf"\boxed{{{number}}}"
     if not alone or not text or _DELIMITED.search(text) or _PROSE.search(text):
         return _prose(text)
-    if _WORD.fullmatch(text):  # else read as a product of letters
+    if _WORD.fullmatch(text):  # otherwise it is read as a product of letters
         text = rf"\text{{{text}}}"
     return rf"\boxed{{{text}}}"
 
 
 def last_number(completion: str) -> str | None:
-    """The integer or decimal fraction that stands last in the answer, without commas; None if there is none.
+    """The last integer or decimal fraction of the answer, without commas; None if there is none.
 
     >>> last_number("The largest of 18, 59 and 44 is **59**."), last_number("1,250"), last_number("who knows")
     ('59', '1250', None)
@@ -120,7 +120,7 @@ def last_number(completion: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    """What the last `\\boxed{…}` of a text holds; None if there is none, or it is not closed.
+    """The content of the last `\\boxed{…}` of a text; None if there is none, or it is not closed.
 
     >>> last_boxed(r"\\boxed{1}, no: $\\boxed{\\frac{1}{2}}$.")
     '\\\\frac{1}{2}'

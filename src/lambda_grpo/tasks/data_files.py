@@ -22,7 +22,7 @@ class ProblemRows:
     Attributes:
         source: its name, for messages.
         parts: the rows of each split; the same object twice if prompts are to be divided by checksum.
-        place: names row i of a part in messages, e.g. `data.jsonl, line 3`.
+        place: names row i of a part in messages, such as `data.jsonl, line 3`.
     """
 
     source: str
@@ -85,9 +85,9 @@ def load_hub(name: str) -> ProblemRows:
     """The rows of a data set on the Hugging Face Hub, or of a local folder that `datasets` can load.
 
     Args:
-        name: `ID`, `ID:CONFIG`, `ID:SPLIT` or `ID:CONFIG:SPLIT`, where a split may be a slice like
+        name: `ID`, `ID:CONFIG`, `ID:SPLIT` or `ID:CONFIG:SPLIT`, where a split may be a slice such as
             `train[:1000]`. Without one the data set's own `train` and `test` are used. A split that is named,
-            or the only one, or `train` without `test`, is divided; a lone `test` stays whole, for testing.
+            or the only one, or `train` without `test`, is divided; a lone `test` is all for testing.
 
     Raises:
         InputError: `datasets` is not installed or cannot load that; unknown config or split.
@@ -117,7 +117,7 @@ def load_hub(name: str) -> ProblemRows:
 
 
 def _config_and_split(name: str, identity: str, rest: list[str]) -> tuple[str | None, str | None]:
-    """Of one part after the ID, whether it is a config or a split is the data set's to say."""
+    """Config and split; if only one part follows the ID, the data set decides which of the two it is."""
     if not rest:
         return None, None
     if len(rest) == 2:

@@ -2,7 +2,7 @@
 
 The prompt is the first column present of prompt, problem, question: text, or a list of chat messages, handed
 on as it is. The gold answer is the first of answer, solution: a number, a word, LaTeX with or without
-delimiters, or a worked text with `\\boxed{…}` or, as in GSM8K, `#### …` at its end. `answers.py` says what is
+delimiters, or a worked text with `\\boxed{…}` or, as in GSM8K, `#### …` at its end. `answers.py` finds
 the answer of a completion.
 
 Numbers below 0.001 must agree in three digits, because math-verify rounds to six decimals. From 10^15 on
@@ -14,7 +14,6 @@ completion that it cannot parse, or not in time, scores 0. Parsing and comparing
 one time limit, because math-verify's own works in the main thread only and cannot stop C code.
 """
 
-import json
 import logging
 import math
 import random
@@ -28,7 +27,7 @@ from typing import Any
 from lambda_grpo.errors import InputError, missing_extra
 from lambda_grpo.tasks.answers import gold_answer, stated_answer
 from lambda_grpo.tasks.data_files import ProblemRows, pick_columns
-from lambda_grpo.tasks.task import Problem, Split, in_test_split
+from lambda_grpo.tasks.task import Problem, Split, in_test_split, prompt_key
 from lambda_grpo.tasks.worker import SECONDS, CallStopped, call
 
 _log = logging.getLogger(__name__)
@@ -38,8 +37,8 @@ def check_math_verify() -> None:
     """Raise unless math-verify is there and its parser of LaTeX works.
 
     Raises:
-        InputError: it is not installed, or beside antlr4-python3-runtime below 4.13, for which its parser is
-            out of step: percentages and more are then no numbers, and right answers score 0.
+        InputError: it is not installed, or antlr4-python3-runtime is too old for its parser (below 4.13):
+            percentages and others are then no numbers, and right answers score 0.
     """
     if find_spec("math_verify") is None:
         raise missing_extra("math-verify", "tasks")
@@ -82,8 +81,8 @@ class Maths:
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         """`count` rows of the split in random order, each once before any comes again.
 
-        Of a source without a test split one prompt in eight, chosen by checksum, is for testing; of one
-        with a test split, the train rows whose prompt occurs there are left out. `Problem.answer` is the
+        If the source has no test split, one prompt in eight, chosen by checksum, is for testing. If it has
+        one, train rows whose prompt occurs there are left out. `Problem.answer` is the
         gold answer as text that math-verify parses.
 
         Raises:
@@ -146,12 +145,12 @@ class Maths:
     def _belongs(self, prompt: Any, split: Split) -> bool:
         if self._rows.divided:
             return in_test_split(prompt) == (split == "test")
-        return split == "test" or _key(prompt) not in self._test_prompts
+        return split == "test" or prompt_key(prompt) not in self._test_prompts
 
     @cached_property
     def _test_prompts(self) -> set[str]:
         part = self._rows.parts["test"]
-        return {_key(self._read("test", i)[0]) for i in range(len(part))}
+        return {prompt_key(self._read("test", i)[0]) for i in range(len(part))}
 
     def _report(self, skipped: int) -> None:
         if skipped:
@@ -195,10 +194,6 @@ def gold_text(answer: Any) -> str:
     return gold_answer(str(answer))
 
 
-def _key(prompt: Any) -> str:
-    return json.dumps(prompt, sort_keys=True)
-
-
 def _check_prompt(prompt: Any, place: str) -> None:
     if isinstance(prompt, str) and prompt.strip():
         return
@@ -236,9 +231,10 @@ def _equal(gold: str, completion: str) -> bool:
 
 
 def _near(right: Any, found: Any) -> bool | None:
-    """Whether two numbers agree, where the gold one is too small or too large for math-verify; else None.
+    """Whether two numbers agree, if the gold one is too small or too large for math-verify; else None.
 
-    It takes 1.6e-19 for -9.1e-31, and 6.02 × 10^23, a float to it, for another number than the integer.
+    math-verify takes 1.6e-19 and -9.1e-31 for equal. It reads 6.02 × 10^23 as a float, which differs from the
+    same number as an integer.
     """
     try:
         gold, answer = float(right[0]), float(found[0])

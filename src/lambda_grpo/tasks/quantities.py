@@ -1,6 +1,6 @@
-"""A number with what surrounds it in an answer, such as `$18`, `18 dollars`, `18 km/h`, read as the number.
+"""A number and what surrounds it in an answer, such as `$18`, `18 dollars`, `18 km/h`, read as the number.
 
-Units do not change the value. What could be a formula is left alone: `2xy`, `2 pi`, `5 m`, `18 million`.
+Units do not change the value. What could be a formula stays as it is: `2xy`, `2 pi`, `5 m`, `18 million`.
 """
 
 import re
@@ -45,7 +45,7 @@ def _written_out(match: re.Match[str]) -> str:
 
 
 def quantity(text: str) -> str | None:
-    """The number of a text that holds nothing else but units, a currency, brackets or bold type.
+    """The number of a text that holds only that number, units, a currency, brackets or bold type.
 
     >>> quantity(r"\\textbf{(073)}"), quantity("$1,250.50 per week."), quantity("- 3"), quantity(r"5\\%")
     ('73', '1250.50', '-3', '5\\\\%')

@@ -2,8 +2,8 @@
 
 The answer of a completion is the text in its last `<answer>…</answer>`, as the package's system prompts ask
 for it, else the whole completion. Prompts are the package's questions and ask for no such tags. Scores are
-the package's own, most of them with partial credit; a scorer that raises an error or runs past its time
-gives 0. Their flaws are the package's own too: in version 0.1.25 complex_arithmetic gives 1 to `nan`, and
+the package's own, most of them with partial credit; a scorer that raises an error or exceeds its time
+gives 0. Their flaws are the package's too: in version 0.1.25 complex_arithmetic gives 1 to `nan`, and
 game_of_life_halting gives 1 to any text at all.
 
 Puzzles are made and scored in a worker process: some generators iterate over sets and repeat only where
@@ -168,5 +168,5 @@ def _score(name: str, config: str, entry: bytes, answer: str) -> float:
     try:
         return float(data_set.score_answer(answer, pickle.loads(entry)))
     except Exception:
-        # Scorers meet completions of every kind, and raise what their parsers raise.
+        # Completions may hold anything, and scorers raise what their parsers raise.
         return 0.0

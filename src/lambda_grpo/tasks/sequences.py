@@ -1,8 +1,9 @@
 """`sequences`: given n, d and S, write n integers in non-decreasing order with sum S and last − first = d.
 
 A completion is the integers, separated by commas or spaces, with or without brackets round them; text
-before or after counts only if the integers stand in `<answer>…</answer>`. Reward 1 if every condition holds,
-else 0. A problem often has several right answers: a tree of completions with several good branches.
+before or after counts only if the integers stand in `<answer>…</answer>`. The reward is 1 if every condition
+holds, otherwise 0. A problem often has several right answers: a tree of completions with several good
+branches.
 
 **For which (n, d) is there exactly one sequence, whatever the integer S?** Let n ≥ 2 and write the sequence
 as a + b with a its first member and 0 = b₁ ≤ … ≤ bₙ = d. Then S = n·a + Σb: b can be used iff Σb ≡ S (mod n),
@@ -70,18 +71,6 @@ def count_sequences(n: int, d: int, total: int) -> int:
     return _counts_by_residue(n, d)[total % n]
 
 
-def unique_for_every_sum(max_n: int, max_d: int) -> list[tuple[int, int]]:
-    """The pairs (n, d), n ≤ max_n and d ≤ max_d, with exactly one sequence for *every* integer sum.
-
-    The module docstring proves that beyond these bounds there are no others.
-
-    >>> unique_for_every_sum(12, 12)
-    [(1, 0), (3, 2)]
-    """
-    pairs = [(n, d) for n in range(1, max_n + 1) for d in range(max_d + 1)]
-    return [(n, d) for n, d in pairs if set(_counts_by_residue(n, d)) == {1}]
-
-
 def _counts_by_residue(n: int, d: int) -> list[int]:
     """Element r is the number of sequences for each sum S ≡ r (mod n)."""
     if n < 1:
@@ -111,7 +100,7 @@ def _problem(split: Split, rng: random.Random) -> Problem:
 
 
 def _read(text: str) -> list[int]:
-    """The integers of a text that holds nothing else, else none."""
+    """The integers of a text; none if it holds anything else."""
     if (text[:1], text[-1:]) in _BRACKETS:
         text = text[1:-1].strip()
     if not _INTEGERS.fullmatch(text):

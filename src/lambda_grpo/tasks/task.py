@@ -1,4 +1,4 @@
-"""What a task is: problems, their scoring, and what else is worth knowing of a completion."""
+"""What a task is: problems, their scores, and named numbers about a completion."""
 
 import json
 import math
@@ -54,7 +54,7 @@ class Task(Protocol):
 
 
 def score(task: Task, problem: Problem, completion: str) -> float | None:
-    """What `task.score` says of a completion, once it is sure that this is a finite number or None.
+    """The score that `task.score` gives a completion, checked to be a finite number or None.
 
     Raises:
         LambdaGRPOError: the task raised something; the message says where.
@@ -79,12 +79,21 @@ def score(task: Task, problem: Problem, completion: str) -> float | None:
 
 
 def before_stop(completion: str, stop: Sequence[str]) -> str:
-    """What stands before the first stop text in a completion; all of it if none comes.
+    """The part of a completion before the first stop text; all of it if it holds none.
 
     >>> before_stop(" 7\\n\\nQuestion:", ("\\n",)), before_stop("a.b!", ("!", ".")), before_stop(" 7", ("!",))
     (' 7', 'a', ' 7')
     """
     return completion[: min((at for text in stop if (at := completion.find(text)) >= 0), default=None)]
+
+
+def prompt_key(prompt: Any) -> str:
+    """The same text for equal prompts, texts or chat messages.
+
+    >>> prompt_key([{"role": "user", "content": "1+1="}]) == prompt_key([{"content": "1+1=", "role": "user"}])
+    True
+    """
+    return json.dumps(prompt, sort_keys=True)
 
 
 def in_test_split(prompt: Any, one_in: int = 8) -> bool:
@@ -95,5 +104,5 @@ def in_test_split(prompt: Any, one_in: int = 8) -> bool:
     >>> [n for n in range(40) if in_test_split(f"{n}+1=")]
     [4, 8, 10, 20, 30]
     """
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+    text = prompt if isinstance(prompt, str) else prompt_key(prompt)
     return zlib.crc32(text.encode(errors="surrogatepass")) % one_in == 0

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from lambda_grpo.tasks.task import Problem, Split, in_test_split
 
 CHARACTERS = "0123456789+=.?,"
-LONGEST_COMPLETION = len("?18,27,36,45") + 1  # and the end-of-sequence token
 
 _DIRECT_SHARE = 0.6
 _CARELESSNESS = 4

@@ -8,7 +8,11 @@ The limit is kept by faulthandler's watchdog, a thread of the worker that needs 
 time is up the worker ends, and the caller reads the end of the pipe. A worker also ends with its parent. Its
 memory is capped (on Linux), and hashing is fixed, so that generators which iterate over sets repeat.
 
-A worker is no sandbox: it may do all that its parent may.
+A process pool does not serve: multiprocessing's (and so pebble's) runs the caller's script again in each
+worker, starts the one after an overrun with the environment of that moment, so with another hash seed, and
+lets a worker in C code outlive its parent.
+
+A worker is no sandbox: it may do whatever its parent may.
 """
 
 import atexit
@@ -44,12 +48,12 @@ def call(function: Callable[..., Any], *args: Any, seconds: float = SECONDS, imp
 
     Args:
         function: a function at the top level of an importable module.
-        args: anything pickle takes; so for the result.
-        seconds: the time limit; starting the worker and importing do not count.
+        args: anything that can be pickled; the result must be too.
+        seconds: the time limit, which does not include starting the worker and importing.
         importing: a module to import before the time starts.
 
     Raises:
-        CallStopped: time is up, or the worker ended. It is logged too, as callers may score it 0.
+        CallStopped: time is up, or the worker ended. It is logged too, because callers may score it 0.
         LambdaGRPOError: the function raised one, or something else (its traceback is quoted), or the
             worker cannot start.
     """
@@ -90,7 +94,7 @@ class _Worker:
             raise LambdaGRPOError(f"the worker process {sys.executable} did not start: see its error above")
 
     def usable(self) -> bool:
-        """Not so in a forked child, which shares its parent's pipes, nor after the worker has ended."""
+        """False in a forked child, which shares its parent's pipes, and after the worker has ended."""
         return self._parent == os.getpid() and self._process.poll() is None
 
     def ask(self, request: Any) -> tuple[str, Any]:
@@ -134,7 +138,7 @@ def _end_shared() -> None:
 def serve() -> None:
     """The worker's end: answer requests until the parent closes the pipe."""
     requests, replies = _take_pipes()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     logging.disable()
     warnings.simplefilter("ignore")
     _cap_memory()

@@ -6,13 +6,13 @@ Where it leaves too few (a small fixed test set), they are held out of the train
 repetition with them. Prompts decide what is the same problem, and validation has no prompt twice.
 """
 
-import json
 import random
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from lambda_grpo.errors import InputError
 from lambda_grpo.tasks import Problem, Task
+from lambda_grpo.tasks.task import prompt_key
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def draw(task: Task, sizes: Sizes, seed: int) -> Splits:
     test = task.problems("test", sizes.test, seed)
     if not sizes.validation:
         return Splits(train, [], "", test)
-    taken = {_key(problem) for problem in (*train, *test)}
+    taken = {prompt_key(problem.prompt) for problem in (*train, *test)}
     for factor in (2, 8):  # more than are wanted, as prompts may repeat
         pool = task.problems("test", sizes.test + factor * sizes.validation, seed)
         found = _distinct(pool, taken)[: sizes.validation]
@@ -61,7 +61,7 @@ def draw(task: Task, sizes: Sizes, seed: int) -> Splits:
 
 
 def _held_out(train: list[Problem], test: list[Problem], sizes: Sizes, seed: int) -> Splits:
-    candidates = _distinct(train, {_key(problem) for problem in test})
+    candidates = _distinct(train, {prompt_key(problem.prompt) for problem in test})
     if len(candidates) < 2 * sizes.validation:
         raise InputError(
             f"validation_problems is {sizes.validation}, but the test split has not so many beside the "
@@ -69,17 +69,14 @@ def _held_out(train: list[Problem], test: list[Problem], sizes: Sizes, seed: int
             f"{len(candidates)} distinct training prompts: lower validation_problems or eval_problems"
         )
     held = random.Random(f"{seed} validation").sample(candidates, sizes.validation)
-    keys = {_key(problem) for problem in held}
-    return Splits([problem for problem in train if _key(problem) not in keys], held, "train", test)
+    keys = {prompt_key(problem.prompt) for problem in held}
+    kept = [problem for problem in train if prompt_key(problem.prompt) not in keys]
+    return Splits(kept, held, "train", test)
 
 
 def _distinct(problems: Iterable[Problem], taken: Set[str]) -> list[Problem]:
     """The first problem of each prompt that is not taken."""
     found: dict[str, Problem] = {}
     for problem in problems:
-        found.setdefault(_key(problem), problem)
+        found.setdefault(prompt_key(problem.prompt), problem)
     return [problem for key, problem in found.items() if key not in taken]
-
-
-def _key(problem: Problem) -> str:
-    return json.dumps(problem.prompt, sort_keys=True)
