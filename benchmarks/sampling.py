@@ -64,9 +64,16 @@ def end_tokens(model: Any, case: Case, prompts: list[list[int]]) -> list[int]:
         return []
     ids = sample(model, prompts, num_completions=2, max_new_tokens=16, eos_token_ids=[], seed_or_generator=0)
     counts = np.bincount(np.concatenate(ids.completions), minlength=model.config.vocab_size)
-    order = np.random.default_rng(1).permutation(model.config.vocab_size)
-    share = np.cumsum((counts[order] + 0.02) / (counts + 0.02).sum())
-    return order[: int(np.searchsorted(share, 2.85 / case.limit))].tolist()
+    share = (counts + 0.02) / (counts + 0.02).sum()
+    ends, left = (
+        [],
+        2.85 / case.limit,
+    )  # the mean of a geometric length, cut at the limit, is then a third of it
+    for token in np.random.default_rng(1).permutation(model.config.vocab_size).tolist():
+        if share[token] <= left:
+            ends.append(token)
+            left -= share[token]
+    return ends
 
 
 def ways(model: Any, case: Case) -> dict[str, Way]:

@@ -21,7 +21,7 @@ from lambda_grpo.sampling.draw import DrawSettings
 from lambda_grpo.sampling.plain import generate
 from lambda_grpo.sampling.request import Request, Samples, Seed, draw_seed, end_strings
 
-__all__ = ["DrawSettings", "Samples", "check_can_fork", "sample"]
+__all__ = ["DrawSettings", "Request", "Samples", "check_can_fork", "draw_seed", "sample", "sample_on_tree"]
 
 _logger = logging.getLogger(__name__)
 
@@ -83,20 +83,28 @@ def sample(
         seed=draw_seed(seed_or_generator),
     )
     request.check(model)
-    with torch.no_grad():
+    try:
+        return sample_on_tree(model, request)
+    except InputError as error:
+        _say_once(str(error))
+        return generate(model, request, str(error))
+
+
+def sample_on_tree(model: Any, request: Request) -> Samples:
+    """Sample what a `Request` asks for, or refuse; it is for those who have a `generate` of their own.
+
+    Raises:
+        InputError: the model cannot be sampled on a tree.
+    """
+    check_can_fork(model)
+    with torch.no_grad(), _inference(model):
         try:
-            check_can_fork(model)
-            with _inference(model):
-                return Decoder(model, request).run()
-        except torch.OutOfMemoryError:
+            return Decoder(model, request).run()
+        except (torch.OutOfMemoryError, InputError):
             raise
-        except InputError as error:
-            reason = str(error)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            # A model that nobody has tried may fail in a way of its own; it samples by `generate`.
-            reason = f"{type(error).__name__}: {error}"
-        _say_once(reason)
-        return generate(model, request, reason)
+            # A model that nobody has tried may fail in a way of its own.
+            raise InputError(f"{type(model).__name__}: {type(error).__name__}: {error}") from error
 
 
 def check_can_fork(model: Any) -> None:
