@@ -1,8 +1,8 @@
 """How prompts are completed for an evaluation: the most likely tokens, or drawn ones.
 
 Completions come from the policy itself, as in training: the temperature, filters, penalties and beams that a
-model brings for its own generation (Qwen's repetition penalty, say) are not applied. Prompts are padded on
-the left and the padding is masked, so a greedy completion does not depend on its batch, but for rounding.
+model brings for its own generation (such as Qwen's repetition penalty) are not applied. A greedy completion
+does not depend on its batch, but for rounding.
 """
 
 import math
@@ -10,12 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+import lambda_grpo.sampling
 from lambda_grpo.errors import InputError, expect
-
-_NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-_GREEDY = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}  # transformers' own: no warning
 
 
 @dataclass(frozen=True)
@@ -73,28 +69,21 @@ def complete(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, *, sample: bool
 ) -> tuple[list[str], list[int]]:
     """One completion per prompt (token ids): the texts, and their lengths in tokens."""
-    ends = _end_tokens(model, tokenizer)
-    pad = tokenizer.pad_token_id
-    if pad is None:
-        pad = ends[0] if ends else 0
-    width = max(map(len, prompts))
-    inputs = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
-    drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-    output = model.generate(
-        input_ids=inputs.to(model.device),
-        attention_mask=mask.to(model.device),
+    drawn: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+    }
+    rows = lambda_grpo.sampling.sample(
+        model,
+        prompts,
+        num_completions=1,
         max_new_tokens=sampling.max_new_tokens,
-        pad_token_id=pad,
-        eos_token_id=ends or None,
-        **_NEUTRAL,
-        **({"do_sample": True, **drawn} if sample else _GREEDY),
-    )
-    ids = output[:, width:].cpu()
-    is_end = torch.isin(ids, torch.tensor(ends, dtype=ids.dtype))
-    lengths = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, ids.shape[1]).tolist()
-    rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
-    return tokenizer.batch_decode(rows, skip_special_tokens=True), lengths
+        eos_token_ids=_end_tokens(model, tokenizer),
+        batch_size=sampling.batch_size,
+        **(drawn if sample else {"temperature": 0.0}),
+    ).completions
+    return tokenizer.batch_decode(rows, skip_special_tokens=True), [len(row) for row in rows]
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -86,7 +86,7 @@ def _run(model: Any, trie: PromptTrie) -> Prefilled:
 
     hook = inner.get_output_embeddings().register_forward_pre_hook(last_only)
     try:
-        with switched(inner), bound(TreeLayout(end, position)) as binding:
+        with switched(inner), bound(TreeLayout(end, position, "pieces")) as binding:
             output = model(
                 input_ids=ids[None],
                 attention_mask=torch.ones_like(ids)[None],
