@@ -3,8 +3,7 @@
 64 rows (8 prompts × 8 completions) at temperature 1. `full`: no end token, all rows run to the limit. `tail`: every
 n-th token of the vocabulary ends a row, so that lengths are near geometric with a mean of a third of the limit.
 `own`: prompts share nothing with each other; `shared`: all but the last 20 tokens are common to all prompts, as
-worked examples are. Memory is the most that a call adds to the process (Linux only). The first call of each kind
-warms up, and measures memory.
+worked examples are. Memory is the most that a call adds to the process (Linux only).
 
     python benchmarks/sampling.py [--model FOLDER] [--case NAME …] [--turns 3] [-o FILE]
 """
@@ -64,9 +63,16 @@ def end_tokens(model: Any, case: Case, prompts: list[list[int]]) -> list[int]:
         return []
     ids = sample(model, prompts, num_completions=2, max_new_tokens=16, eos_token_ids=[], seed_or_generator=0)
     counts = np.bincount(np.concatenate(ids.completions), minlength=model.config.vocab_size)
-    order = np.random.default_rng(1).permutation(model.config.vocab_size)
-    share = np.cumsum((counts[order] + 0.02) / (counts + 0.02).sum())
-    return order[: int(np.searchsorted(share, 2.85 / case.limit))].tolist()
+    share = (counts + 0.02) / (counts + 0.02).sum()
+    ends, left = (
+        [],
+        2.85 / case.limit,
+    )  # the mean of a geometric length, cut at the limit, is then a third of it
+    for token in np.random.default_rng(1).permutation(model.config.vocab_size).tolist():
+        if share[token] <= left:
+            ends.append(token)
+            left -= share[token]
+    return ends
 
 
 def ways(model: Any, case: Case) -> dict[str, Way]:
@@ -93,9 +99,16 @@ def ways(model: Any, case: Case) -> dict[str, Way]:
     return {"generate": theirs, "tree": ours}
 
 
-def extra_memory(run: Way) -> float:
-    """MB that one call adds at its peak (Linux only)."""
+@dataclass(frozen=True)
+class Run:
+    """Seconds, tokens, and MB that one call added at its peak (Linux only)."""
 
+    seconds: float
+    tokens: int
+    memory: float
+
+
+def timed(run: Way, seed: int) -> Run:
     def resident(field: str) -> int:
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) for line in status if line.startswith(field))
@@ -103,28 +116,24 @@ def extra_memory(run: Way) -> float:
     ctypes.CDLL(None).malloc_trim(0)  # give back what earlier runs left
     with open("/proc/self/clear_refs", "w") as clear:
         clear.write("5")
-    before = resident("VmRSS")
-    run(0)
-    return (resident("VmHWM") - before) / 1024
+    before, started = resident("VmRSS"), time.perf_counter()
+    completions = run(seed)
+    seconds = time.perf_counter() - started
+    return Run(seconds, sum(map(len, completions)), (resident("VmHWM") - before) / 1024)
 
 
 def compare(model: Any, name: str, case: Case, turns: int) -> dict[str, Any]:
     """One row of the table, printed and returned."""
     both = ways(model, case)
-    memory = {way: extra_memory(run) for way, run in both.items()}
-    seconds: dict[str, list[float]] = {way: [] for way in both}
-    tokens: dict[str, list[int]] = {way: [] for way in both}
+    sample(model, [[3]], num_completions=1, max_new_tokens=2, eos_token_ids=[])  # its trial is over
+    runs: dict[str, list[Run]] = {way: [] for way in both}
     for turn in range(turns):
         for way, run in both.items():
-            started = time.perf_counter()
-            completions = run(turn + 1)
-            seconds[way].append(time.perf_counter() - started)
-            tokens[way].append(sum(map(len, completions)))
-    rate = {
-        way: statistics.median(n / s for n, s in zip(tokens[way], seconds[way], strict=True)) for way in both
-    }
-    median = {way: statistics.median(values) for way, values in seconds.items()}
-    mean = {way: sum(tokens[way]) / turns / PROMPTS / COMPLETIONS for way in both}
+            runs[way].append(timed(run, turn))
+    memory = {way: max(run.memory for run in runs[way]) for way in both}
+    median = {way: statistics.median(run.seconds for run in runs[way]) for way in both}
+    rate = {way: statistics.median(run.tokens / run.seconds for run in runs[way]) for way in both}
+    mean = {way: sum(run.tokens for run in runs[way]) / turns / PROMPTS / COMPLETIONS for way in both}
     ratio = rate["tree"] / rate["generate"]
     print(
         f"{name:<18}"
@@ -135,6 +144,7 @@ def compare(model: Any, name: str, case: Case, turns: int) -> dict[str, Any]:
         + "".join(f" {mean[way]:>6.1f}" for way in both),
         flush=True,
     )
+    seconds = {way: [run.seconds for run in runs[way]] for way in both}
     row = {"seconds": seconds, "rate": rate, "ratio": ratio, "memory_mb": memory, "mean_length": mean}
     return {"case": name, **row}
 

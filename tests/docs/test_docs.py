@@ -42,6 +42,7 @@ ROLLOUTS = re.search(r"```json\n(.*?)```", PAGES["rollouts.md"], re.DOTALL)[1]
 GIVEN = {
     "report.md": f"open('rollouts.jsonl', 'w').write({ROLLOUTS!r})",
     "packing.md": MODEL + "groups = [([1, 2], [[3, 4], [3, 5]]), ([6], [[7], [8, 9]])]",
+    "sampling.md": MODEL,
     "own_loop.md": MODEL
     + "prompts, completions = [[1, 2]] * 2 + [[6]] * 2, [[3, 4], [3, 5], [7], [8, 9]]\n"
     + "groups, rewards = [0, 0, 1, 1], [[1.0, 0.0], [0.0, 1.0]]",

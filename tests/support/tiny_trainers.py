@@ -71,6 +71,7 @@ def make_trainer(
     }  # fmt: skip
     if config is LambdaGRPOConfig:
         defaults["tree_packing"] = "off"  # on: tests/trl_engine/test_trl_packing.py
+        defaults["sampler"] = "generate"  # tree: tests/trl_engine/test_trl_sampling.py
     model = qwen2() if model is None else model
     start = folder / "start"  # TRL loads the reference from where the policy came from
     state = PartialState(cpu=True)

@@ -24,7 +24,9 @@ from trl import GRPOTrainer
 
 from lambda_grpo import InputError, LambdaGRPOError, cli
 from lambda_grpo.engines.trl import checkpoint_state
+from lambda_grpo.engines.trl import sampling as trl_sampling
 from lambda_grpo.engines.trl.packing import TreePacking
+from lambda_grpo.engines.trl.sampling import TreeSampling
 from lambda_grpo.training import checkpoint_folders, run_folder, start_or_resume
 from lambda_grpo.training.settings import resolve
 
@@ -81,6 +83,8 @@ def same(first: Any, second: Any) -> bool:
         (3, {"shuffle_dataset": True, "per_device_train_batch_size": 12, "max_steps": 5}),
         (4, {**MID_BUFFER, "max_steps": 8, "beta": 0.1}),
         (2, {**MID_BUFFER, "max_steps": 5, "gradient_accumulation_steps": 2}),
+        (2, {"sampler": "tree"}),
+        (3, {**MID_BUFFER, "max_steps": 8, "sampler": "auto"}),
         (2, {"use_adaptive_entropy": True, "entropy_target": 1.2, "entropy_coef": 0.1}),
         (2, {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5}),
     ],
@@ -125,6 +129,23 @@ def test_packing_that_was_given_up_stays_so(
 
     whole = outcome(trained(tmp_path, model=dropping_out(), **settings))
     assert same(whole, outcome(trained(tmp_path, 5, model=dropping_out(), **settings))) == kept
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_sampling_that_was_given_up_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """A run that tries again takes a random number for it, and so draws other completions."""
+    if not kept:
+        monkeypatch.delattr(TreeSampling, "load_kept_state")
+
+    def failing(*_: Any) -> Any:
+        raise InputError("it cannot be sampled so")
+
+    monkeypatch.setattr(trl_sampling, "sample_on_tree", failing)
+    settings = {"max_steps": 5, "sampler": "auto"}
+    whole = outcome(trained(tmp_path, **settings))
+    assert same(whole, outcome(trained(tmp_path, 3, **settings))) == kept
 
 
 @pytest.mark.parametrize("fault", ["buffer", "order"])

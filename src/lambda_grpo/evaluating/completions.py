@@ -2,8 +2,8 @@
 
 Completions come from the policy itself, as in training: the temperature, filters, penalties and beams that a
 model brings for its own generation (Qwen's repetition penalty, for example) are not applied. `Sampling` is
-what training and evaluation both draw with. Prompts are padded on the left and the padding is masked, so a
-greedy completion does not depend on its batch, but for rounding.
+what training and evaluation both draw with. A greedy completion does not depend on its batch, but for
+rounding.
 """
 
 import math
@@ -16,6 +16,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import GenerationConfig
 
+import lambda_grpo.sampling
 from lambda_grpo.errors import InputError, expect, unknown_name
 
 _NEUTRAL = {
@@ -168,9 +169,37 @@ def complete(
 ) -> tuple[list[str], list[int]]:
     """One completion per prompt (token ids): the texts, and their lengths in tokens.
 
-    A completion ends with the model's end tokens, and with `end_tokens`.
+    A completion ends with the model's end tokens, and with `end_tokens`. `generation_kwargs` may hold
+    anything that transformers' `generate` knows, so that with them it samples; without them shared prompts
+    run once.
     """
     ends = [*_end_tokens(model, tokenizer), *end_tokens]
+    if sampling.generation_kwargs:
+        rows = _generate(model, tokenizer, prompts, _settings(model, sampling, sample), ends, sampling)
+    else:
+        drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")}
+        rows = lambda_grpo.sampling.sample(
+            model,
+            prompts,
+            num_completions=1,
+            max_new_tokens=sampling.max_completion_length,
+            eos_token_ids=ends,
+            batch_size=sampling.batch_size,
+            repetition_penalty=sampling.repetition_penalty,
+            **(drawn | {"min_p": sampling.min_p or None} if sample else {"temperature": 0.0}),
+        ).completions
+    return tokenizer.batch_decode(rows, skip_special_tokens=True), [len(row) for row in rows]
+
+
+def _generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: Mapping[str, Any],
+    ends: Sequence[int],
+    sampling: Sampling,
+) -> list[list[int]]:
+    """The completions' ids by transformers' `generate`."""
     pad = tokenizer.pad_token_id
     if pad is None:
         pad = ends[0] if ends else 0
@@ -182,14 +211,13 @@ def complete(
         attention_mask=mask.to(model.device),
         max_new_tokens=sampling.max_completion_length,
         pad_token_id=pad,
-        eos_token_id=ends or None,
-        **_settings(model, sampling, sample),
+        eos_token_id=list(ends) or None,
+        **settings,
     )
     ids = output[:, width:].cpu()
     is_end = torch.isin(ids, torch.tensor(ends, dtype=ids.dtype))
     lengths = torch.where(is_end.any(dim=1), is_end.int().argmax(dim=1) + 1, ids.shape[1]).tolist()
-    rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
-    return tokenizer.batch_decode(rows, skip_special_tokens=True), lengths
+    return [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
 
 
 def _settings(model: Any, sampling: Sampling, sample: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 The prompts form a trie. The model runs over each token of it once (`prefill`), each row gets its path as its
 cache (`cache`), and all rows are sampled in one batch that rows leave when they end (`decode`, `draw`).
+The first samples of each model are compared with plain passes (`trial`).
 Models whose layers cannot fork are sampled by transformers' `generate` (`plain`).
 """
 
@@ -9,7 +10,9 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -21,10 +24,12 @@ from lambda_grpo.sampling.decode import Decoder
 from lambda_grpo.sampling.draw import DrawSettings
 from lambda_grpo.sampling.plain import generate
 from lambda_grpo.sampling.request import Request, Samples, Seed, draw_seed, end_strings
+from lambda_grpo.sampling.trial import check_samples
 
-__all__ = ["DrawSettings", "Samples", "check_can_fork", "sample"]
+__all__ = ["DrawSettings", "Request", "Samples", "check_can_fork", "draw_seed", "sample", "sample_on_tree"]
 
 _logger = logging.getLogger(__name__)
+_tried: WeakSet[torch.nn.Module] = WeakSet()  # models whose first samples were right
 
 
 def sample(
@@ -91,24 +96,36 @@ def sample(
         branches=branches,
     )
     request.check(model)
-    with torch.no_grad():
+    try:
+        return sample_on_tree(model, request)
+    except InputError as error:
+        if branches:
+            raise InputError(f"branches: this model cannot fork: {error}") from error
+        _say_once(str(error))
+        return generate(model, request, str(error))
+
+
+def sample_on_tree(model: Any, request: Request) -> Samples:
+    """Sample what a `Request` asks for, or refuse; it is for those who have a `generate` of their own.
+
+    Raises:
+        InputError: the model cannot be sampled on a tree.
+    """
+    check_can_fork(model)
+    with torch.no_grad(), _inference(model):
         try:
-            check_can_fork(model)
-            with _inference(model):
+            inner = inner_model(model)
+            if inner in _tried:
                 return Decoder(model, request).run()
-        except torch.OutOfMemoryError:
+            samples = Decoder(model, replace(request, logprobs=True)).run()
+            check_samples(model, request, samples)
+            _tried.add(inner)
+            return samples if request.logprobs else replace(samples, logps=None)
+        except (torch.OutOfMemoryError, InputError):
             raise
-        except InputError as error:
-            if branches:
-                raise InputError(f"branches: this model cannot fork: {error}") from error
-            reason = str(error)
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            # A model that nobody has tried may fail in a way of its own; it samples by `generate`.
-            if branches:
-                raise
-            reason = f"{type(error).__name__}: {error}"
-        _say_once(reason)
-        return generate(model, request, reason)
+            # A model that nobody has tried may fail in a way of its own.
+            raise InputError(f"{type(model).__name__}: {type(error).__name__}: {error}") from error
 
 
 def check_can_fork(model: Any) -> None:

@@ -87,7 +87,7 @@ def _run(model: Any, trie: PromptTrie) -> Prefilled:
 
     hook = inner.get_output_embeddings().register_forward_pre_hook(last_only)
     try:
-        with switched(inner) as own, bound(TreeLayout(end, position), own) as binding:
+        with switched(inner) as own, bound(TreeLayout(end, position, "pieces"), own) as binding:
             output = model(
                 input_ids=ids[None],
                 attention_mask=torch.ones_like(ids)[None],

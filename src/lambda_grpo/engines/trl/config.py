@@ -7,6 +7,7 @@ from trl import GRPOConfig
 
 from lambda_grpo.credit import advantage_varies, try_credit
 from lambda_grpo.engines.trl.packing import MODES
+from lambda_grpo.engines.trl.sampling import SAMPLERS
 from lambda_grpo.errors import InputError, unknown_name
 
 
@@ -20,6 +21,8 @@ class LambdaGRPOConfig(GRPOConfig):
         credit_kwargs: the credit's own parameters, checked against its signature.
         tree_packing: run the model over the unique tokens of each micro-batch: `auto` where that should be
             faster (on CPUs; elsewhere its cost is unknown yet, and `auto` means `off`), `on`, or `off`.
+        sampler: `tree` computes each prompt once for all its completions, and lets ended ones go; `generate`
+            is TRL's own way; `auto` is `tree` where that can be, and `generate` where it cannot.
         save_rollouts: write every generation batch to `output_dir/rollouts/*.parquet`.
         reward_timeout: seconds that one call of a reward function may take, 0 for no limit.
         max_skipped_steps: so many steps in a row whose gradients are not finite end training.
@@ -33,6 +36,12 @@ class LambdaGRPOConfig(GRPOConfig):
     )
     tree_packing: str = field(
         default="auto", metadata={"help": "Run each shared token only once: auto (where it pays), on or off."}
+    )
+    sampler: str = field(
+        default="auto",
+        metadata={
+            "help": "Run each prompt once for all completions: auto (where it can be), tree or generate."
+        },
     )
     save_rollouts: bool = field(
         default=False, metadata={"help": "Write every generation batch to output_dir/rollouts."}
@@ -53,6 +62,12 @@ class LambdaGRPOConfig(GRPOConfig):
         self.check_credit()
         if self.tree_packing not in MODES:
             raise unknown_name("tree_packing", str(self.tree_packing), MODES)
+        if self.sampler not in SAMPLERS:
+            raise unknown_name("sampler", str(self.sampler), SAMPLERS)
+        if self.sampler == "tree" and (self.use_vllm or self.use_transformers_continuous_batching):
+            raise InputError(
+                "sampler: got 'tree', but vLLM or continuous batching is to generate. Set sampler='auto'"
+            )
 
     def check_credit(self) -> None:
         """Raise InputError where the credit, its parameters and the ratios do not fit together."""

@@ -33,6 +33,7 @@ from lambda_grpo.engines.trl.config import LambdaGRPOConfig
 from lambda_grpo.engines.trl.guards import Guarded
 from lambda_grpo.engines.trl.packing import TreePacking
 from lambda_grpo.engines.trl.ranks import check_agreement, checked_rollouts
+from lambda_grpo.engines.trl.sampling import TreeSampling
 from lambda_grpo.errors import InputError
 from lambda_grpo.training.run_folder import Rollouts, write_rollouts
 from lambda_grpo.tree import ProcessTree
@@ -98,7 +99,7 @@ class _Groups:
         return mask
 
 
-class LambdaGRPOTrainer(TreePacking, Resumable, Guarded):
+class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
     """`GRPOTrainer` whose tokens get the credit that `LambdaGRPOConfig.credit` names.
 
     Takes what `GRPOTrainer` takes. Logs beside TRL's metrics, each step: `tree/path_depth`,

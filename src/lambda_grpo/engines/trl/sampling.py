@@ -1,0 +1,148 @@
+"""Sampling on the tree in TRL's trainer: each prompt runs once for all its completions.
+
+`TreeSampling` is `GRPOTrainer` whose `model.generate` is ours while TRL generates a turn: TRL pads the
+prompts, unwraps the model and cuts the completions as ever. `sampler: generate` is TRL to the bit.
+
+Random numbers come from torch's generator on the CPU, one number a turn, and so they are in every checkpoint.
+What cannot be sampled on a tree (vLLM, continuous batching, tools, images, active dropout, layers that cannot
+fork, settings of `generate` that are not ours) goes TRL's own way, after one warning where it is a surprise.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lambda_grpo.engines.trl.checkpoint_state import KeepsState
+from lambda_grpo.errors import InputError
+from lambda_grpo.packing.supported import inner_model
+from lambda_grpo.sampling import DrawSettings, Request, draw_seed, sample_on_tree
+
+Sampler = Literal["auto", "tree", "generate"]
+SAMPLERS: tuple[str, ...] = get_args(Sampler)
+
+# What we do as `generate` does it, and what does not change what it draws.
+_DRAWING = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
+_OURS = _DRAWING | {"max_new_tokens", "do_sample", "eos_token_id"}
+_WITHOUT_EFFECT = {
+    "pad_token_id", "bos_token_id", "disable_compile", "transformers_version", "max_length", "use_cache",
+}  # fmt: skip
+_NEUTRAL = {
+    "num_beams": 1, "num_return_sequences": 1, "length_penalty": 1.0, "typical_p": 1.0,
+    "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0,
+}  # fmt: skip
+
+_logger = logging.getLogger(__name__)
+
+
+class TreeSampling(KeepsState):
+    """`GRPOTrainer` with `args.sampler`."""
+
+    use_transformers_continuous_batching: bool
+    _tree_is_off = False  # known after the first try; kept, because a try takes a random number
+
+    def kept_state(self) -> dict[str, Any]:
+        return super().kept_state() | {"sampling": {"off": self._tree_is_off}}
+
+    def load_kept_state(self, kept: Mapping[str, Any]) -> None:
+        super().load_kept_state(kept)
+        self._tree_is_off = kept["sampling"]["off"]
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        turn = super()._generate_single_turn
+        if self.args.sampler == "generate" or self._tree_is_off or self._generated_elsewhere():
+            return turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
+        if images is not None or multimodal_fields or self.tools:
+            self._leave_to_trl("tools and images go through TRL's own turns")
+            return turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
+        with _replaced_generate(self.accelerator.unwrap_model(self.model_wrapped), self._sample_turn):
+            return turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
+
+    def _generated_elsewhere(self) -> bool:
+        return bool(self.use_vllm or self.use_transformers_continuous_batching)
+
+    def _sample_turn(
+        self,
+        model: Any,
+        own: Callable[..., Tensor],
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        generation_config: Any,
+    ) -> Tensor:
+        """In place of `model.generate`, which is `own`: (B, prompt + completion), padded on both sides."""
+        try:
+            prompts = [row[mask].tolist() for row, mask in zip(input_ids, attention_mask.bool(), strict=True)]
+            request = request_of(model, prompts, generation_config)
+            request.check(model)
+            completions = sample_on_tree(model, request).completions
+        except InputError as reason:
+            self._leave_to_trl(str(reason))
+            return own(
+                input_ids=input_ids, attention_mask=attention_mask, generation_config=generation_config
+            )
+        padded = torch.full((len(prompts), max(map(len, completions))), self._tokenizer.pad_token_id)
+        for row, ids in zip(padded, completions, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        return torch.cat([input_ids, padded.to(input_ids.device)], dim=1)
+
+    def _leave_to_trl(self, reason: str) -> None:
+        """Go TRL's way from now on.
+
+        Raises:
+            InputError: the settings want a tree.
+        """
+        if self.args.sampler == "tree":
+            raise InputError(f"sampler: got 'tree', but {reason}. Set sampler='auto'")
+        _logger.warning("Sampling on the tree is off, transformers' generate samples: %s", reason)
+        self._tree_is_off = True
+
+
+def request_of(model: Any, prompts: list[list[int]], generation_config: Any) -> Request:
+    """What `generate` would sample: what TRL sets, and what it leaves open as the model's own settings say.
+
+    Raises:
+        InputError: a setting that is not among ours.
+    """
+    settings: dict[str, Any] = {}
+    for config in (inner_model(model).generation_config, generation_config):
+        settings |= {name: value for name, value in config.to_diff_dict().items() if value is not None}
+    others = {
+        name
+        for name, value in settings.items()
+        if value is not False and name[0] != "_" and not (name in _NEUTRAL and value == _NEUTRAL[name])
+    } - (_OURS | _WITHOUT_EFFECT)
+    if others or not settings.get("do_sample"):
+        names = ", ".join(sorted(others or {"do_sample"}))
+        raise InputError(f"the model or generation_kwargs set {names}, which this sampler does not know")
+    given = {name: settings[name] for name in _DRAWING if settings.get(name) is not None}
+    ends = settings.get("eos_token_id")
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
+    return Request(
+        prompts=prompts,
+        max_new_tokens=settings["max_new_tokens"],
+        settings=DrawSettings(**{"top_k": 50} | given),  # transformers' default, where nothing is set
+        end_ids=tuple(ends),
+        ends=None,
+        batch_size=len(prompts),
+        cached_tokens=None,
+        logprobs=False,
+        seed=draw_seed(None),
+    )
+
+
+@contextmanager
+def _replaced_generate(model: Any, generate: Callable[..., Tensor]) -> Iterator[None]:
+    """Inside, `model.generate(…)` is `generate(model, own, …)`, where `own` is what it was."""
+    before, own = vars(model).get("generate"), model.generate
+    model.generate = lambda **inputs: generate(model, own, **inputs)
+    try:
+        yield
+    finally:
+        del model.generate
+        if before is not None:
+            model.generate = before
