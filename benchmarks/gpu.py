@@ -31,11 +31,11 @@ import torch
 from gpu_cases import GROUP, MODELS, TINY, ModelShape, make_capped, make_model, rows_of, rows_with_a_tail
 from gpu_runs import sampling_case, training_case
 from packing_groups import Rows
+from timing import median_seconds, weights_of
 from transformers.utils import logging as transformers_logging
 from trl import GRPOTrainer
 
 from lambda_grpo import ProcessTree
-from lambda_grpo.experiments.timing import median_seconds, weights_of
 from lambda_grpo.packing import join, pack, tree_logps
 from lambda_grpo.packing.cost import now
 from lambda_grpo.packing.proof import (

@@ -248,6 +248,28 @@ def test_with_gradient_checkpointing() -> None:
     assert distance([p.grad for p in model.parameters()], expected) < 1e-10
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("how", ["whole", "in place", "layers"])
+def test_a_compiled_model(how: str, checkpointing: bool) -> None:
+    """Compiled as a whole its packed pass is eager; plain passes stay compiled."""
+    torch._dynamo.reset()
+    packed, rows = packed_of(GROUPS), torch.arange(1, 11).view(2, 5)
+    model = make_model("qwen2").train()
+    expected = tree_logps(model, packed)
+    wanted = [expected, *gradients(model, expected)]
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    compiled = torch.compile(model, backend="aot_eager") if how == "whole" else model
+    for part in {"whole": [], "in place": [model], "layers": model.model.layers}[how]:
+        part.compile(backend="aot_eager")
+    before = compiled(rows).logits.detach()
+    logps = tree_logps(compiled, packed)
+    assert distance([logps, *gradients(model, logps)], wanted) < 1e-12
+    assert (compiled(rows).logits - before).abs().max() < 1e-12
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["v_proj", "lm_head"]])
 def test_with_lora(targets: list[str]) -> None:
     from peft import LoraConfig, get_peft_model
