@@ -17,6 +17,7 @@ from transformers import BloomConfig, BloomForCausalLM, Mamba2Config, Mamba2ForC
 from lambda_grpo import InputError, ProcessTree
 from lambda_grpo.packing import PackedTree, join, pack, tree_logps, tree_logps_and_entropies
 from lambda_grpo.packing.attention import use_tree_attention
+from lambda_grpo.packing.head import Logits, token_scores
 from lambda_grpo.packing.rows import pack_rows
 
 
@@ -246,6 +247,16 @@ def test_with_gradient_checkpointing() -> None:
     model.enable_input_require_grads()
     loss_of(tree_logps(model, packed)).backward()
     assert distance([p.grad for p in model.parameters()], expected) < 1e-10
+
+
+def test_entropies_under_autocast_are_summed_in_float32() -> None:
+    torch.manual_seed(0)
+    head, hidden, target = torch.nn.Linear(16, 500, bias=False), torch.randn(9, 16), torch.arange(9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logps, entropies = token_scores(head, hidden, target, Logits(), rows=4)
+        z = head(hidden).float().log_softmax(-1)
+    assert (entropies + (z.exp() * z).sum(-1)).abs().max() < 1e-5
+    assert (logps - z[target, target]).abs().max() < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore")
