@@ -17,6 +17,7 @@ from transformers import BloomConfig, BloomForCausalLM, Mamba2Config, Mamba2ForC
 from lambda_grpo import InputError, ProcessTree
 from lambda_grpo.packing import PackedTree, join, pack, tree_logps, tree_logps_and_entropies
 from lambda_grpo.packing.attention.switching import use_tree_attention
+from lambda_grpo.packing.head import Logits, token_scores
 from lambda_grpo.packing.rows import pack_rows
 
 
@@ -243,6 +244,38 @@ def test_with_gradient_checkpointing() -> None:
     model.enable_input_require_grads()
     loss_of(tree_logps(model, packed)).backward()
     assert distance([p.grad for p in model.parameters()], expected) < 1e-10
+
+
+def test_entropies_under_autocast_are_summed_in_float32() -> None:
+    torch.manual_seed(0)
+    head, hidden, target = torch.nn.Linear(16, 500, bias=False), torch.randn(9, 16), torch.arange(9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logps, entropies = token_scores(head, hidden, target, Logits(), rows=4)
+        z = head(hidden).float().log_softmax(-1)
+    assert (entropies + (z.exp() * z).sum(-1)).abs().max() < 1e-5
+    assert (logps - z[target, target]).abs().max() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("how", ["whole", "in place", "layers"])
+def test_a_compiled_model(how: str, checkpointing: bool) -> None:
+    """Compiled as a whole its packed pass is eager; plain passes stay compiled."""
+    torch._dynamo.reset()
+    packed, rows = packed_of(GROUPS), torch.arange(1, 11).view(2, 5)
+    model = make_model("qwen2").train()
+    expected = tree_logps(model, packed)
+    wanted = [expected, *gradients(model, expected)]
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    compiled = torch.compile(model, backend="aot_eager") if how == "whole" else model
+    for part in {"whole": [], "in place": [model], "layers": model.model.layers}[how]:
+        part.compile(backend="aot_eager")
+    before = compiled(rows).logits.detach()
+    logps = tree_logps(compiled, packed)
+    assert distance([logps, *gradients(model, logps)], wanted) < 1e-12
+    assert (compiled(rows).logits - before).abs().max() < 1e-12
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["v_proj", "lm_head"]])

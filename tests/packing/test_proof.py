@@ -52,7 +52,9 @@ def with_fault(packed: PackedTree, precise: bool) -> PackedTree:
 
 def proof_of(family: str, precision: str, fault: bool, exact: bool = True) -> Proof:
     model = make_model(family)
-    model = model.bfloat16() if precision == "bf16 weights" else model.float()
+    model = model.to(
+        {"bf16 weights": torch.bfloat16, "fp16 weights": torch.float16}.get(precision, torch.float32)
+    )
     context = torch.autocast("cpu", torch.bfloat16) if precision == "autocast" else nullcontext()
     ids, mask = make_rows()
     packed = pack_rows(ids, mask, WIDTH)
@@ -63,12 +65,12 @@ def proof_of(family: str, precision: str, fault: bool, exact: bool = True) -> Pr
         plain = outcome(lambda: plain_logps(model, ids, mask), real, parameters_of(model, names))
     if not exact:
         return prove(plain, ours, None)
-    assert (exact_copy(model) is model) == (precision != "bf16 weights")
+    assert (exact_copy(model) is model) == ("weights" not in precision)
     return prove(plain, ours, exact_outcome(model, PaddedRows(ids, mask, WIDTH), 1.0, names))
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gemma2", "gpt2"])
-@pytest.mark.parametrize("precision", ["float32", "bf16 weights", "autocast"])
+@pytest.mark.parametrize("precision", ["float32", "bf16 weights", "fp16 weights", "autocast"])
 def test_what_is_right_passes_and_a_wrong_mask_does_not(family: str, precision: str) -> None:
     right, wrong = proof_of(family, precision, fault=False), proof_of(family, precision, fault=True)
     assert right.holds, str(right)

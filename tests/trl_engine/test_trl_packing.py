@@ -1,6 +1,8 @@
 """Tree packing in the trainer, against the same trainer without it: log-probs, losses and gradients."""
 
 import copy
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,10 @@ from trl import GRPOTrainer
 from lambda_grpo import InputError
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer, packing
 from lambda_grpo.engines.trl.packing import TreePacking, whole_groups
-from lambda_grpo.packing import tree_logps_and_entropies
+from lambda_grpo.engines.trl.packing_trial import Trial
+from lambda_grpo.packing import PackedTree, tree_logps_and_entropies
+from lambda_grpo.packing.attention import TreeLayout
+from lambda_grpo.packing.cost import Calibration, WayCost
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
 
@@ -119,7 +124,8 @@ def test_old_and_reference_passes_are_packed_too(tmp_path: Path, monkeypatch: py
     trainer.current_gradient_accumulation_steps = 2
     batch = trainer._prepare_inputs([{"prompt": prompt} for prompt in PROMPTS for _ in range(GROUP)])
     shapes = [tuple(args[2].shape) for args in plain_calls]
-    assert shapes == [(3, 7)] * 4  # the probe's two passes, of the policy and of the reference
+    assert shapes.count((3, 7)) == 4  # the probe's two passes, of the policy and of the reference
+    assert len(shapes) == 5  # and the policy's plain rows on the first micro-batch
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     real = batch["completion_mask"].bool()
@@ -197,43 +203,104 @@ def test_training_on_and_off_ends_at_the_same_weights(
     assert_close(trained[0], trained[1], 1e-9)
 
 
-def test_auto_packs_what_pays(tmp_path: Path) -> None:
-    def packed(answers: list[list[int]]) -> list[float]:
-        def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
-            prompt_ids = [trainer.processing_class(prompt)["input_ids"] for prompt in prompts]
-            return {"prompt_ids": prompt_ids, "completion_ids": answers, "logprobs": None}
-
-        trainer = make_trainer(
-            tmp_path, tree_packing="auto", max_completion_length=24, num_generations=24,
-            trainer_kwargs={"rollout_func": rollout}, max_steps=1,
-        )  # fmt: skip
-        trainer.train()
-        return trainer.state.log_history[0]["tree/packed"]
-
-    rng = np.random.default_rng(0)
-    assert packed([[2, 1, 2, 1, 1, 2, 2, 1, 1, 2] * 2] * 24) == 1
-    assert packed(rng.integers(1, 4, (24, 20)).tolist()) == 0  # as many pieces of attention as completions
+def planted(folder: Path, rows: float, tree: float) -> None:
+    """A calibration that says how much slower than guessed either way is."""
+    found = Calibration(1e10, WayCost(factor=rows), WayCost(factor=tree))
+    folder.mkdir(parents=True, exist_ok=True)
+    learned = {"reason": "", "calibration": found.as_numbers()}
+    (folder / "machine_speed_0.json").write_text(json.dumps(learned))
 
 
-def test_auto_is_off_where_costs_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TreePacking, "_pack", lambda *_: pytest.fail("packed"))
-    trainer = make_trainer(tmp_path, tree_packing="auto", beta=0.1)
-    monkeypatch.setattr(trainer.accelerator.state, "device", torch.device("meta"))
-    assert not trainer._may_pack
-    trainer.args.tree_packing = "on"
-    assert trainer._may_pack
+@pytest.mark.parametrize(("rows", "tree", "packed"), [(100.0, 1.0, 1), (1.0, 100.0, 0)])
+def test_auto_packs_what_pays(tmp_path: Path, rows: float, tree: float, packed: int) -> None:
+    planted(tmp_path, rows, tree)
+    trainer = make_trainer(tmp_path, tree_packing="auto", max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["tree/packed"] == packed
+
+
+def test_what_auto_learns_is_written_down_and_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that begins anew in the same folder times nothing, and decides alike."""
+    path = tmp_path / "machine_speed_0.json"
+    make_trainer(tmp_path, tree_packing="auto", max_steps=1, beta=0.1).train()
+    learned = json.loads(path.read_text())
+    calibration = Calibration.from_numbers(learned["calibration"])
+    assert learned["reason"] == ""
+    assert min(calibration.rows.factor, calibration.tree.factor) > 0
+    monkeypatch.setattr(Trial, "calibration", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr(Trial, "proof", lambda *_: pytest.fail("proved again"))
+    make_trainer(tmp_path, tree_packing="auto", max_steps=1, beta=0.1).train()
+    assert json.loads(path.read_text()) == learned
 
 
 def test_what_auto_packs_is_the_same_after_resuming(tmp_path: Path) -> None:
-    """Wherever the process that goes on runs."""
+    """Wherever the process that goes on runs: the checkpoint holds what was learned."""
     settings = {"tree_packing": "auto", "save_strategy": "steps", "save_steps": 1}
-    trainer = make_trainer(tmp_path, max_steps=1, **settings)
-    trainer._flops_per_second = 1e15  # so fast that only the calls of attention cost
-    trainer.train()
-    assert trainer.state.log_history[0]["tree/packed"] == 0
+    planted(tmp_path, rows=1.0, tree=100.0)
+    make_trainer(tmp_path, max_steps=1, **settings).train()
+    (tmp_path / "machine_speed_0.json").unlink()
     resumed = make_trainer(tmp_path, max_steps=2, **settings)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.log_history[-2]["tree/packed"] == 0
+    assert not (tmp_path / "machine_speed_0.json").exists()
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_a_mask_that_is_wrong_here_is_seen_on_the_first_micro_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """The planted fault shows in larger trees only, as one of a device's kernels might."""
+
+    def faulty(packed: PackedTree) -> TreeLayout:
+        large = packed.num_tokens > 16
+        end = torch.full_like(packed.subtree_end, packed.num_tokens) if large else packed.subtree_end
+        return TreeLayout(end, packed.position)
+
+    settings = {"tree_packing": mode, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    monkeypatch.setattr(PackedTree, "layout", property(faulty))
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.train()
+    warnings = [record.getMessage() for record in caplog.records if "packing is off" in record.getMessage()]
+    assert len(warnings) == 1
+    assert re.search(
+        r"packed log-probs are \d.* off \(plain rows .*gradients \d.* of their size", warnings[0]
+    )
+    assert trainer.state.log_history[0]["tree/packed"] == 0
+    assert "packed log-probs" in json.loads((tmp_path / "machine_speed_0.json").read_text())["reason"]
+    monkeypatch.undo()  # what is packed stays the same in this run
+    resumed = make_trainer(tmp_path, **settings | {"max_steps": 3})
+    resumed.train(resume_from_checkpoint=True)
+    assert "tree/packed" not in resumed.state.log_history[-2]
+
+
+@pytest.mark.parametrize("limit", [1, 12, 40])
+def test_tokens_per_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """Rows of bounded length: the same log-probs, losses and gradients."""
+    lengths: list[int] = []
+    packed_pass = TreePacking._packed_pass
+
+    def counted(self: Any, model: Any, tree: PackedTree) -> Any:
+        if len(tree.index) > 1:
+            lengths.append(tree.num_tokens)
+        return packed_pass(self, model, tree)
+
+    trainer = make_trainer(tmp_path, tree_packing="on", tokens_per_pass=limit, beta=0.1)
+    trainer._learned = {"reason": ""}
+    trainer._proven = ("Qwen2ForCausalLM in training", "Qwen2ForCausalLM in evaluation")
+    monkeypatch.setattr(TreePacking, "_packed_pass", counted)
+    (batch,) = micro_batches(trainer)
+    found = []
+    for bound in (limit, 0):
+        trainer.args.tokens_per_pass = bound
+        loss = trainer._compute_loss(trainer.model, batch)
+        found.append(gradients(trainer, loss))
+        if bound:
+            assert max(lengths, default=0) <= limit
+    assert_close(*found, 1e-5)
+    with pytest.raises(InputError, match="tokens_per_pass: expected 0 or more, got -1"):
+        make_trainer(tmp_path, tokens_per_pass=-1)
 
 
 def test_dropout_runs_plainly_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -105,10 +105,14 @@ class Calibration:
     def from_numbers(cls, numbers: Mapping[str, Any]) -> "Calibration":
         return cls(float(numbers["flops_per_second"]), WayCost(**numbers["rows"]), WayCost(**numbers["tree"]))
 
-    def gain(self, rows: Work, tree: Work) -> float:
-        """How many times faster the tree should be."""
+    def gain(self, rows: Sequence[Work], trees: Sequence[Work]) -> float:
+        """How many times faster the trees should be, all passes of a micro-batch together."""
         rate = self.flops_per_second
-        return self.rows.seconds(rows.seconds(rate)) / self.tree.seconds(tree.seconds(rate))
+        slow, fast = (
+            sum(way.seconds(work.seconds(rate)) for work in works)
+            for way, works in ((self.rows, rows), (self.tree, trees))
+        )
+        return slow / fast
 
 
 def tree_work(packed: PackedTree, config: Any, in_blocks: bool = False) -> Work:

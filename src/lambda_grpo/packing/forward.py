@@ -16,7 +16,7 @@ from lambda_grpo.packing.attention import TreeMask, bound
 from lambda_grpo.packing.attention.switching import switched
 from lambda_grpo.packing.head import Logits, chunk_rows, token_scores
 from lambda_grpo.packing.layout import PackedTree
-from lambda_grpo.packing.supported import check_supported, inner_model
+from lambda_grpo.packing.supported import check_supported, inner_model, uncompiled
 
 
 def tree_logps(
@@ -49,7 +49,7 @@ def tree_logps_and_entropies(
         raise InputError(f"temperature: expected a positive number, got {temperature}")
     if rows is not None and rows < 1:
         raise InputError(f"rows: expected at least 1 position, got {rows}")
-    inner = inner_model(model)
+    model, inner = uncompiled(model), inner_model(model)
     adapter = getattr(model, "active_peft_config", None)
     if adapter is not None and adapter.is_prompt_learning:
         raise InputError(

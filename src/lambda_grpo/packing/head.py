@@ -112,12 +112,13 @@ class _LinearScores(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         w, b = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
         lse, logp, entropy = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
-        for at in _chunks(len(hidden), rows):
-            z = logits(functional.linear(hidden[at].to(dtype), w, b))
-            torch.logsumexp(z, dim=-1, out=lse[at])
-            logp[at] = z.gather(1, target[at, None])[:, 0] - lse[at]
-            p = (z - lse[at, None]).exp_()
-            entropy[at] = lse[at] - torch.linalg.vecdot(p, z)
+        with torch.autocast(hidden.device.type, enabled=False):  # or sums of logits too are made in 16 bits
+            for at in _chunks(len(hidden), rows):
+                z = logits(functional.linear(hidden[at].to(dtype), w, b))
+                torch.logsumexp(z, dim=-1, out=lse[at])
+                logp[at] = z.gather(1, target[at, None])[:, 0] - lse[at]
+                p = (z - lse[at, None]).exp_()
+                entropy[at] = lse[at] - torch.linalg.vecdot(p, z)
         ctx.save_for_backward(hidden, weight, bias, target, lse, entropy)
         ctx.logits, ctx.rows, ctx.dtype = logits, rows, dtype
         return logp, entropy

@@ -48,15 +48,19 @@ class PaddedRows:
         """(R, width) bool, the completions' tokens."""
         return self.mask[:, -self.width :].bool()
 
+    def answered(self) -> "PaddedRows":
+        """The rows whose completion has a token."""
+        some = self.real.any(dim=1)
+        return PaddedRows(self.ids[some], self.mask[some], self.width)
+
     def first(self, count: int) -> "PaddedRows":
         """The first rows."""
         return PaddedRows(self.ids[:count], self.mask[:count], self.width)
 
     def alone(self) -> Iterator[tuple[Tensor, int]]:
-        """Each row without padding, and the length of its completion, those excepted that have none."""
+        """Each row without padding, and the length of its completion."""
         for ids, mask, real in zip(self.ids, self.mask.bool(), self.real, strict=True):
-            if real.any():
-                yield ids[mask], int(real.sum())
+            yield ids[mask], int(real.sum())
 
 
 @dataclass(frozen=True)
@@ -123,12 +127,12 @@ def outcome(score: Score, real: Tensor, parameters: Sequence[Tensor]) -> Outcome
     Args:
         score: gives (R, T) log-probs.
         real: (R, T) bool, the tokens that count.
-        parameters: to differentiate by; none: no backward.
+        parameters: to differentiate by; none, or none that the pass depends on: no backward.
     """
     with torch.set_grad_enabled(bool(parameters)):
         logps = score()[real]
         logps = logps.to(torch.promote_types(logps.dtype, torch.float32))
-        if not parameters:
+        if not logps.requires_grad:
             return Outcome(logps, [])
         loss = (logps * _weights(len(logps), logps)).mean()
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -151,7 +155,7 @@ def exact_outcome(model: Any, rows: "PaddedRows", temperature: float, names: Seq
     total: list[Tensor] = [torch.zeros_like(p) for p in parameters]
     count = int(rows.real.sum())
     with torch.set_grad_enabled(bool(parameters)), exact_products(rows.ids.device), _exact_attention(wide):
-        for ids, completion in rows.alone():
+        for ids, completion in rows.answered().alone():
             output = type(wide).forward(wide, input_ids=ids[None], use_cache=False)
             scores = (output.logits[0, -completion - 1 : -1].float() / temperature).log_softmax(-1)
             found = scores.gather(-1, ids[-completion:, None])[:, 0]

@@ -45,6 +45,36 @@ def pack_rows(ids: Tensor, mask: Tensor, width: int) -> PackedTree:
     return replace(packed, index=index)
 
 
+def pack_rows_within(
+    ids: Tensor, mask: Tensor, width: int, limit: int = 0, least: int = 1
+) -> list[PackedTree]:
+    """The same as several packed rows of at most `limit` tokens each, one after the other.
+
+    Where a row is too long, its completions are halved, first and last ones, so neighbours stay together. One
+    completion alone may be longer than the limit.
+
+    Args:
+        ids, mask, width: as for `pack_rows`.
+        limit: the most tokens of a packed row; 0: no limit.
+        least: so many packed rows at least, at most R.
+
+    >>> rows = torch.tensor([[1, 5, 6, 7], [1, 5, 6, 8], [1, 9, 6, 7], [1, 9, 6, 8]])
+    >>> [(tree.num_tokens, len(tree.index)) for tree in pack_rows_within(rows, rows > 0, 3, limit=4)]
+    [(3, 2), (3, 2)]
+    """
+    parts = [(0, len(ids))]
+    trees = [pack_rows(ids, mask, width)]
+    while True:
+        whole = [i for i, (start, stop) in enumerate(parts) if stop - start > 1]
+        worst = max(whole, key=lambda i: trees[i].num_tokens, default=None)
+        if worst is None or (len(parts) >= least and (not limit or trees[worst].num_tokens <= limit)):
+            return trees
+        start, stop = parts[worst]
+        halves = [(start, (start + stop) // 2), ((start + stop) // 2, stop)]
+        parts[worst : worst + 1] = halves
+        trees[worst : worst + 1] = [pack_rows(ids[a:b], mask[a:b], width) for a, b in halves]
+
+
 def _unpad(ids: Tensor, mask: Tensor, width: int) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
     """Each row's own tokens, and how many of them are its prompt's."""
     if ids.ndim != 2 or mask.shape != ids.shape or not 0 <= width < ids.shape[1]:

@@ -24,8 +24,14 @@ _OWN_MASKS = {"chameleon": "it masks the logits of image tokens"}  # by model_ty
 _INSTEAD = "train it without tree packing"
 
 
+def uncompiled(model: Any) -> Any:
+    """What `torch.compile` was called with, because a compiled graph has the model's own attention in it."""
+    return getattr(model, "_orig_mod", model)
+
+
 def inner_model(model: Any) -> Any:
-    """The transformers model inside wrappers for several processes or LoRA."""
+    """The transformers model inside wrappers for several processes, LoRA or `torch.compile`."""
+    model = uncompiled(model)
     while isinstance(getattr(model, "module", None), torch.nn.Module) and not hasattr(model, "config"):
         model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model

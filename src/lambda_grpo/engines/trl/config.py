@@ -20,7 +20,9 @@ class LambdaGRPOConfig(GRPOConfig):
             `my_module:my_credit`, `path/to/my_credit.py:my_credit`.
         credit_kwargs: the credit's own parameters, checked against its signature.
         tree_packing: run the model over the unique tokens of each micro-batch: `auto` where that should be
-            faster (on CPUs; elsewhere its cost is unknown yet, and `auto` means `off`), `on`, or `off`.
+            faster, by what is timed on the first micro-batch; `on`, or `off`.
+        tokens_per_pass: the most tokens of a packed row, 0 for no limit. A longer one is cut into several,
+            which run one after the other; a single completion may be longer.
         sampler: `tree` computes each prompt once for all its completions, and lets ended ones go; `generate`
             is TRL's own way; `auto` is `tree` where that can be, and `generate` where it cannot.
         save_rollouts: write every generation batch to `output_dir/rollouts/*.parquet`.
@@ -36,6 +38,9 @@ class LambdaGRPOConfig(GRPOConfig):
     )
     tree_packing: str = field(
         default="auto", metadata={"help": "Run each shared token only once: auto (where it pays), on or off."}
+    )
+    tokens_per_pass: int = field(
+        default=0, metadata={"help": "Most tokens of a packed row, to bound memory; 0 for no limit."}
     )
     sampler: str = field(
         default="auto",
@@ -62,6 +67,8 @@ class LambdaGRPOConfig(GRPOConfig):
         self.check_credit()
         if self.tree_packing not in MODES:
             raise unknown_name("tree_packing", str(self.tree_packing), MODES)
+        if self.tokens_per_pass < 0:
+            raise InputError(f"tokens_per_pass: expected 0 or more, got {self.tokens_per_pass}")
         if self.sampler not in SAMPLERS:
             raise unknown_name("sampler", str(self.sampler), SAMPLERS)
         if self.sampler == "tree" and (self.use_vllm or self.use_transformers_continuous_batching):

@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 
 from lambda_grpo.engines.trl.checkpoint_state import KeepsState
 from lambda_grpo.engines.trl.packing_probe import why_not_packed
+from lambda_grpo.engines.trl.packing_trial import Trial, works
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing import PackedTree, tree_logps_and_entropies
-from lambda_grpo.packing.cost import WORTHWHILE, flops_per_second, predicted_gain
-from lambda_grpo.packing.rows import pack_rows
+from lambda_grpo.packing.cost import Calibration
+from lambda_grpo.packing.proof import PaddedRows
+from lambda_grpo.packing.rows import pack_rows_within
 from lambda_grpo.packing.supported import check_dropout, check_layers, check_tokens, inner_model
 from lambda_grpo.training import run_folder
 
@@ -48,14 +50,14 @@ class TreePacking(KeepsState):
     _buffered_inputs: list[dict[str, Any]] | None
     _unpackable = False  # on this rank, and so on all
     _proven: tuple[str, ...] = ()  # models, each in training or evaluation, that the probe found right
-    _flops_per_second: float | None = None  # of this machine; kept on resuming, so that the same is packed
+    _learned: dict[str, Any] | None = None  # on the first micro-batch, and kept: so the same is packed
 
     def kept_state(self) -> dict[str, Any]:
         return super().kept_state() | {
             "packing": {
                 "unpackable": self._unpackable,
                 "proven": list(self._proven),
-                "flops_per_second": self._flops_per_second,
+                "learned": self._learned,
             }
         }
 
@@ -63,13 +65,11 @@ class TreePacking(KeepsState):
         super().load_kept_state(kept)
         self._unpackable = kept["packing"]["unpackable"]
         self._proven = tuple(kept["packing"].get("proven", ()))
-        self._flops_per_second = kept["packing"]["flops_per_second"]
+        self._learned = kept["packing"].get("learned")
 
     @property
     def _may_pack(self) -> bool:
-        """`auto` knows the costs on CPUs only, for they were fitted there."""
-        mode = self.args.tree_packing
-        return mode == "on" or (mode == "auto" and self.accelerator.device.type == "cpu")
+        return self.args.tree_packing != "off"
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -103,13 +103,11 @@ class TreePacking(KeepsState):
             self._give_up(f"{name} cannot be packed")
         if compute_aux_loss:
             self._give_up("a mixture of experts' auxiliary loss counts every token as often as it occurs")
-        size = batch_size or len(input_ids)
-        chunks = [
-            self._pack(input_ids[i : i + size], attention_mask[i : i + size], logits_to_keep)
-            for i in range(0, len(input_ids), size)
-        ]
-        trees = [tree for tree in chunks if tree is not None]
-        worthwhile = len(trees) == len(chunks) and self._pays(model, trees, input_ids)
+        rows = PaddedRows(input_ids, attention_mask, logits_to_keep)
+        trees = self._pack(rows, batch_size or len(input_ids))
+        packable = bool(trees) and self._supports(model, trees)
+        self._learn(packable, rows, plain_pass)
+        worthwhile = packable and not self._unpackable and self._pays(model, trees, rows)
         if not self._all_pack(worthwhile, trees, partial(self._proves, model, plain_pass)):
             return plain()
         scores = [self._packed_pass(model, tree) for tree in trees]
@@ -120,14 +118,28 @@ class TreePacking(KeepsState):
         with self.accelerator.autocast():
             return tree_logps_and_entropies(model, tree, temperature=self.temperature)
 
-    def _pack(self, ids: Tensor, mask: Tensor, width: int) -> PackedTree | None:
-        if self._unpackable:
-            return None
+    def _pack(self, rows: PaddedRows, size: int) -> list[PackedTree]:
+        """Trees of `size` rows each, or fewer, as `tokens_per_pass` says; none if they cannot be packed."""
+        limit = self.args.tokens_per_pass
+        parts = [slice(i, i + size) for i in range(0, len(rows.ids), size)]
+
+        def packed(least: list[int]) -> list[list[PackedTree]]:
+            if self._unpackable:
+                return []
+            return [
+                pack_rows_within(rows.ids[at], rows.mask[at], rows.width, limit, passes)
+                for at, passes in zip(parts, least, strict=True)
+            ]
+
         try:
-            return pack_rows(ids, mask, width)
+            chunks = packed([1] * len(parts))
         except InputError as reason:
             self._give_up(str(reason))
-            return None
+            chunks = []
+        if limit and self.accelerator.num_processes > 1:  # all ranks run equally many passes
+            passes = gather_object([[len(chunk) for chunk in chunks] or [1] * len(parts)])
+            chunks = packed([max(counts) for counts in zip(*passes, strict=True)])
+        return [tree for chunk in chunks for tree in chunk]
 
     def _all_pack(self, worthwhile: bool, trees: list[PackedTree], proves: Callable[[], bool]) -> bool:
         """Whether to pack. All ranks do the same, because sharded models gather weights layer by layer."""
@@ -162,37 +174,79 @@ class TreePacking(KeepsState):
             self._proven = (*self._proven, name)
         return not reason
 
-    def _pays(self, model: Any, trees: list[PackedTree], ids: Tensor) -> bool:
-        """Whether packing should be faster; False, with a warning, if the model cannot be packed."""
+    def _supports(self, model: Any, trees: list[PackedTree]) -> bool:
+        """Whether a model can be packed at all; False, with a warning, if it cannot."""
         try:
             inner = inner_model(model)
             check_layers(inner)
             check_dropout(inner)
             for tree in trees:
                 check_tokens(inner, torch.cat([tree.ids, tree.target]), tree.position)
-            return self.args.tree_packing == "on" or self._gain(model, trees, ids) >= WORTHWHILE
         except InputError as reason:
             self._give_up(str(reason))
             return False
+        return True
 
-    def _gain(self, model: Any, trees: list[PackedTree], ids: Tensor) -> float:
-        """How many times faster packed trees should be than rows."""
-        config = inner_model(model).config.get_text_config()
-        rate = self._flops_per_second = self._flops_per_second or self._measured_once()
-        gains = [predicted_gain(tree, config, ids[: len(tree.index)].numel(), rate) for tree in trees]
-        return sum(gains) / len(gains)
+    def _pays(self, model: Any, trees: list[PackedTree], rows: PaddedRows) -> bool:
+        """Whether packing should be faster, by shapes and by what was timed at the start of the run."""
+        if self.args.tree_packing == "on" or self._learned is None:
+            return True
+        config, padded = inner_model(model).config.get_text_config(), rows.ids.shape[1]
+        calibration = Calibration.from_numbers(self._learned["calibration"])
+        try:
+            both = [works(tree, config, len(tree.index) * padded, self._in_blocks) for tree in trees]
+        except InputError as reason:
+            self._give_up(str(reason))
+            return False
+        return calibration.gain([work for work, _ in both], [work for _, work in both]) >= 1
 
-    def _measured_once(self) -> float:
-        """This machine's speed, written into the run folder at once.
+    @property
+    def _in_blocks(self) -> bool:
+        return bool(self.accelerator.device.type == "cuda")
 
-        So a run that is killed before its first checkpoint, and begins anew, packs the same micro-batches.
+    def _learn(self, packable: bool, rows: PaddedRows, plain_pass: Any) -> None:
+        """On the first micro-batch that all ranks can pack: prove packing right here, and time both ways.
+
+        What is learned goes into the run folder at once. So a run that is killed before its first checkpoint,
+        and begins anew, packs the same micro-batches.
         """
+        if self._learned is not None:
+            return
+        rows = rows.answered()
+        if not all(gather_object([packable and len(rows.ids) > 0])):
+            return
         path = Path(self.args.output_dir) / f"machine_speed_{self.accelerator.process_index}.json"
-        if not path.exists():
+        found = json.loads(path.read_text()) if path.exists() else {}
+        if not all(gather_object(["reason" in found])):
+            if not self._proves(self.model, plain_pass):
+                return
+            found = self._try_out(rows, plain_pass)
             path.parent.mkdir(parents=True, exist_ok=True)
-            speed = flops_per_second(torch.get_num_threads())
-            run_folder.write_json(path, {"flops_per_second": speed})
-        return float(json.loads(path.read_text())["flops_per_second"])
+            run_folder.write_json(path, found)
+        self._learned = found
+        reason = next(filter(None, gather_object([found["reason"]])), "")
+        if reason:
+            self._give_up(reason)
+
+    def _try_out(self, rows: PaddedRows, plain_pass: Any) -> dict[str, Any]:
+        model = self.model
+        reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        trial = Trial(
+            inner_model(model),
+            plain=lambda part: plain_pass(model, part.ids, part.mask, part.width)[0],
+            packed=lambda tree: self._packed_pass(model, tree)[0],
+            temperature=self.temperature,
+            differentiable=not sharded and not (self.args.gradient_checkpointing and reentrant),
+        )
+        try:
+            proof = trial.proof(rows)
+            reason = "" if proof.holds else str(proof)
+            timed = self.args.tree_packing == "auto" and proof.holds
+            speed = trial.calibration(rows, self._in_blocks) if timed else Calibration(1.0)
+        except InputError as error:
+            reason, speed = str(error), Calibration(1.0)
+        return {"reason": reason, "calibration": speed.as_numbers()}
 
     def _give_up(self, reason: str) -> None:
         if not self._unpackable:  # on whichever process it was: all of them run plainly then
