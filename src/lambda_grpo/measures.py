@@ -11,7 +11,7 @@ summed over the completions that share it. See `gradient_weight`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,15 @@ class Totals:
     tokens: int
     shared_tokens: int
 
+    def fractions(self) -> dict[str, tuple[float, int]]:
+        """What engines log, by name: a sum and the count that it is divided by."""
+        return {
+            "tree/path_depth": (self.path_depth, self.counted),
+            "tree/intermediate_proportion": (self.intermediate_proportion, self.counted),
+            "tree/shared_tokens": (self.shared_tokens, self.tokens),
+            "tree/flat_groups": (self.flat_groups, self.groups),
+        }
+
 
 def totals(trees: Sequence[ProcessTree], masks: Sequence[ArrayLike | None]) -> Totals:
     """The sums of the measures over several groups, each with its mask (G, T) or None.
@@ -110,8 +119,21 @@ def totals(trees: Sequence[ProcessTree], masks: Sequence[ArrayLike | None]) -> T
             parts.append((tree, mask, np.zeros(1, np.int64)))
     if plain:
         parts.append((_side_by_side(plain), None, _starts([len(tree.lengths) for tree in plain])))
-    found = [_totals(*part) for part in parts]
-    return Totals(**{f.name: sum(getattr(part, f.name) for part in found) for f in fields(Totals)})
+    return summed([_totals(*part) for part in parts])
+
+
+def totals_of_rows(tree: ProcessTree, mask: ArrayLike | None, rows: Sequence[int]) -> Totals:
+    """The sums over some completions of a group. All its completions decide whether it is flat."""
+    own = np.zeros((tree.num_completions, 1), bool)
+    own[rows] = True
+    found = _totals(tree, tree.policy_tokens(mask) & own, np.zeros(1, np.int64))
+    masked = int(np.count_nonzero(tree.lengths[own[:, 0]])) - found.counted
+    return replace(found, masked=masked, flat_groups=int(is_flat(tree, mask)))
+
+
+def summed(parts: Sequence[Totals]) -> Totals:
+    """The totals over several parts."""
+    return Totals(**{f.name: sum(getattr(part, f.name) for part in parts) for f in fields(Totals)})
 
 
 def _totals(tree: ProcessTree, mask: ArrayLike | None, starts: NDArray[np.int64]) -> Totals:
@@ -134,7 +156,8 @@ def _totals(tree: ProcessTree, mask: ArrayLike | None, starts: NDArray[np.int64]
 
 
 def _side_by_side(trees: Sequence[ProcessTree]) -> ProcessTree:
-    """Trees as one with several roots, for the measures without mask: it has no token ids, and no order."""
+    """Several trees as one with several roots. It has no token ids and no order: the measures without mask
+    need neither."""
 
     def joined(name: str) -> NDArray[Any]:
         return np.concatenate([getattr(tree, name) for tree in trees])
@@ -175,8 +198,8 @@ def gradient_weight(tree: ProcessTree, advantages: Float64, step_weights: ArrayL
     """(N,): w(λ)·Σ_{i∈λ} a_i = w(λ)·|λ|·A(λ), what each token of a step is pushed by in all.
 
     Shared tokens have one log-prob, so the pushes of the completions that share a step add up. With
-    w = 1 this is GRPO's |λ|·A(λ); with w = 1/|λ| it is λ-GRPO's A(λ). Exactly 0 where the advantages
-    cancel (the root, by definition of a_i).
+    w = 1 this is GRPO's |λ|·A(λ); with w = 1/|λ| it is λ-GRPO's A(λ). It is exactly 0 where
+    the advantages cancel (the root, by definition of a_i).
 
     Args:
         tree: the group's process tree.
@@ -199,8 +222,8 @@ def tokens_pushed_down(tree: ProcessTree, advantages: Float64) -> NDArray[np.int
 
 
 def downward_share(tree: ProcessTree, advantages: Float64, step_weights: ArrayLike = 1.0) -> Float64:
-    """(G,): of the |gradient weight| on a completion's tokens, the share that pushes down; nan where
-    none of them is pushed at all."""
+    """(G,): of the |gradient weight| on a completion's tokens, the share that pushes down; nan if
+    none of them is pushed."""
     pushed = gradient_weight(tree, advantages, step_weights) * (tree.end - tree.start)
     down = path_sums(tree, np.maximum(-pushed, 0))
     total = path_sums(tree, np.abs(pushed))
@@ -211,8 +234,8 @@ def downward_share(tree: ProcessTree, advantages: Float64, step_weights: ArrayLi
 def most_frequent_step(tree: ProcessTree, advantages: Float64) -> int:
     """The node below the root with the largest |λ|; -1 if there is none.
 
-    The root's own tokens are no choice that the group could explore, so they do not compete. Among equals
-    the one with the most |gradient weight| under GRPO counts; among those, the first.
+    The root does not compete, because its tokens are no choice that the group could explore. Of several steps
+    with the same |λ| it is the one with the most |gradient weight| under GRPO, and of those the first.
     """
     if tree.num_steps < 2:
         return -1

@@ -79,7 +79,8 @@ def credit_rows(rows: Sequence[Row], credit: Credit) -> tuple[list[TokenCredit],
     numbers = [number for number, view in enumerate(views) for _ in view.strands]
     found: dict[int, TokenCredit] = {}
     trees = ProcessTree.build_many(completions, numbers)
-    sums = _Sums()
+    parts: list[measures.Totals] = []
+    weight = 0.0
     for view, tree in zip(views, trees, strict=True):
         mask = np.zeros(tree.step_index.shape, bool)
         for i, strand in enumerate(view.strands):
@@ -88,13 +89,17 @@ def credit_rows(rows: Sequence[Row], credit: Credit) -> tuple[list[TokenCredit],
         result = credit(
             tree, [row.reward for row in first], advantages=[row.advantage for row in first], mask=mask
         )
-        sums.add(tree, mask, view.own, result.weight)
+        parts.append(measures.totals_of_rows(tree, mask, view.own))
+        weight += float(result.weight[view.own].sum())
         for i in view.own:
             for number in view.strands[i].rows:
                 own = rows[number].mask
                 tokens = slice(len(own))
                 found[number] = TokenCredit(result.advantage[i, tokens] * own, result.weight[i, tokens] * own)
-    return [found[number] for number in range(len(rows))], sums.means()
+    totals = measures.summed(parts)
+    fractions = totals.fractions() | {"credit/mean_weight": (weight, totals.tokens)}
+    means = {name: total / max(count, 1) for name, (total, count) in fractions.items()}
+    return [found[number] for number in range(len(rows))], means
 
 
 def _groups(rows: Sequence[Row]) -> list[list[list[_Strand]]]:
@@ -143,40 +148,3 @@ def _shared(a: NDArray[Any], b: NDArray[Any]) -> int:
     length = min(len(a), len(b))
     different = np.flatnonzero(a[:length] != b[:length])
     return int(different[0]) if len(different) else length
-
-
-@dataclass
-class _Sums:
-    """What the logged means are taken from; a strand counts in the view that gives it its credit."""
-
-    groups: int = 0
-    flat: int = 0
-    counted: int = 0
-    depth: float = 0.0
-    proportion: float = 0.0
-    tokens: int = 0
-    shared: int = 0
-    weight: float = 0.0
-
-    def add(self, tree: ProcessTree, mask: NDArray[np.bool_], own: list[int], weight: NDArray[Any]) -> None:
-        depths = measures.path_depth(tree, mask)
-        proportions = measures.intermediate_proportion(tree, mask)
-        counted = [i for i in own if mask[i].any()]
-        policy = mask[own]
-        self.groups += 1
-        self.flat += not depths.any()
-        self.counted += len(counted)
-        self.depth += float(depths[counted].sum())
-        self.proportion += float(proportions[counted].sum())
-        self.tokens += int(policy.sum())
-        self.shared += int((policy & (tree.set_sizes()[own] > 1)).sum())
-        self.weight += float(weight[own].sum())
-
-    def means(self) -> dict[str, float]:
-        return {
-            "tree/path_depth": self.depth / max(self.counted, 1),
-            "tree/intermediate_proportion": self.proportion / max(self.counted, 1),
-            "tree/shared_tokens": self.shared / max(self.tokens, 1),
-            "tree/flat_groups": self.flat / max(self.groups, 1),
-            "credit/mean_weight": self.weight / max(self.tokens, 1),
-        }

@@ -201,15 +201,12 @@ class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
         begun = groups.begun_here
         totals = measures.totals(trees[begun.start // groups.size :], masks[begun.start // groups.size :])
         own = groups.rewards[groups.own]
-        for name, total, count in (
-            ("tree/path_depth", totals.path_depth, totals.counted),
-            ("tree/intermediate_proportion", totals.intermediate_proportion, totals.counted),
-            ("tree/shared_tokens", totals.shared_tokens, totals.tokens),
-            ("tree/flat_groups", totals.flat_groups, totals.groups),
-            ("credit/mean_weight", float(weights[begun].sum()), totals.tokens),
-            ("credit/truncated", totals.masked, totals.counted + totals.masked),
-            ("credit/unscorable", int(np.isnan(own).sum()), len(own)),
-        ):
+        fractions = totals.fractions() | {
+            "credit/mean_weight": (float(weights[begun].sum()), totals.tokens),
+            "credit/truncated": (totals.masked, totals.counted + totals.masked),
+            "credit/unscorable": (int(np.isnan(own).sum()), len(own)),
+        }
+        for name, (total, count) in fractions.items():
             self._log_mean(mode, name, total, count)
 
     def _log_mean(self, mode: str, name: str, total: float, count: float) -> None:
