@@ -432,6 +432,13 @@ def build_attention_dropout() -> Any:
     return model
 
 
+def build_noisy_embeddings() -> Any:
+    """As transformers' trainer does it with `neftune_noise_alpha`."""
+    model = make_model("qwen2").train()
+    model.get_input_embeddings().neftune_noise_alpha = 5
+    return model
+
+
 def build_sinks() -> Any:
     from transformers import GptOssConfig, GptOssForCausalLM
 
@@ -461,6 +468,7 @@ def build_sinks() -> Any:
         (build_bloom, "position_ids"),
         (build_active_dropout, "dropout 0.1 is active"),
         (build_attention_dropout, "dropout 0.1 is active"),
+        (build_noisy_embeddings, "neftune_noise_alpha: noise 5 is active"),
         (build_sinks, "s_aux"),
     ],
 )

@@ -104,7 +104,7 @@ def check_layers(model: Any, instead: str = _INSTEAD) -> None:
         if _SELECTS_KEYS.search(type(module).__name__):
             raise InputError(
                 f"{kind}: {name} ({type(module).__name__}) chooses the keys that a token sees from the whole "
-                f"row, other completions included; {_INSTEAD}"
+                f"row, other completions included; {instead}"
             )
     other = sorted(set(getattr(config, "layer_types", None) or []) - _LAYER_TYPES)
     if other:
