@@ -4,6 +4,7 @@ import hashlib
 import io
 import re
 import subprocess
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,21 @@ def test_train_and_eval_take_it_by_name(
         f"--output={tmp_path / 'eval.json'}",
     ]
     assert cli.main(["eval", str(run / "model"), "smollm2-135m", *arguments]) == 0
+
+
+def test_what_arrives_is_shown(tmp_path: Path) -> None:
+    """In megabytes, wherever in the folder it lies, and never more than all."""
+    said: list[tuple[int, int, str]] = []
+    with smollm2._shown(tmp_path, 5_000_000, lambda *shown: said.append(shown)):
+        for name, size in (("a/b/part", 3_000_000), ("whole", 4_000_000)):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"0" * size)
+            time.sleep(0.5)
+    assert [done for done, _, _ in said] == sorted(done for done, _, _ in said)
+    assert {(3, 5, "MB"), (5, 5, "MB")} <= set(said)
+    told = len(said)
+    time.sleep(0.3)
+    assert len(said) == told
 
 
 class Hub:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -146,8 +146,9 @@ def _shown(folder: Path, total: int, progress: Progress) -> Iterator[None]:
 
     def watch() -> None:
         while not ended.wait(0.2):
-            arrived = sum(os.path.getsize(p) for p in folder.rglob("*") if p.is_file())
-            progress(min(arrived, total) // _MB, total // _MB, "MB")
+            with suppress(OSError):  # files move while they arrive
+                arrived = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                progress(min(arrived, total) // _MB, total // _MB, "MB")
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
