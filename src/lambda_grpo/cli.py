@@ -88,6 +88,14 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 
         report.description = report_command.DESCRIPTION
         report_command.add_arguments(report)
+    effect = commands.add_parser(
+        "effect", help="how far a credit's gradient is from GRPO's", allow_abbrev=False
+    )
+    if command == "effect":
+        from lambda_grpo.effect import effect_command
+
+        effect.description = effect_command.DESCRIPTION
+        effect_command.add_arguments(effect)
     evaluation = commands.add_parser("eval", help="how good models are at a task", allow_abbrev=False)
     if command == "eval":
         from lambda_grpo.evaluating import eval_command
@@ -120,6 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from lambda_grpo.report import report_command
 
             return report_command.run(args)
+        if args.command == "effect":
+            from lambda_grpo.effect import effect_command
+
+            return effect_command.run(args)
         if args.command == "eval":
             from lambda_grpo.evaluating import eval_command
 

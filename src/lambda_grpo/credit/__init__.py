@@ -23,3 +23,4 @@ from lambda_grpo.credit.token_credit import step_means as step_means
 from lambda_grpo.credit.token_credit import step_sums as step_sums
 from lambda_grpo.credit.token_credit import step_values as step_values
 from lambda_grpo.credit.token_credit import token_credit as token_credit
+from lambda_grpo.credit.unscored import credit_group as credit_group

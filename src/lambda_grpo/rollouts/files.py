@@ -91,7 +91,10 @@ def recognise(file: Path, columns: Sequence[str]) -> Format:
         + (f" and one of {', '.join(sorted(fmt.one_of))}" if fmt.one_of else "")
         for fmt in FORMATS
     )
-    raise InputError(f"{file}: columns {got} fit no known rollout file. Known: {known}")
+    near = min(FORMATS, key=lambda fmt: len(fmt.needs - names))
+    lacks = near.needs - names
+    hint = f" {near.name}'s lacks only {next(iter(lacks))!r}." if len(lacks) == 1 else ""
+    raise InputError(f"{file}: columns {got} fit no known rollout file.{hint} Known: {known}")
 
 
 def read_rows(file: Path, report: OnProblem) -> Iterator[FileRows]:

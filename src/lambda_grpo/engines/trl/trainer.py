@@ -27,7 +27,7 @@ import torch
 from accelerate.utils import gather_object
 
 from lambda_grpo import measures
-from lambda_grpo.credit import Credit, TokenCredit, get_credit
+from lambda_grpo.credit import credit_group, get_credit
 from lambda_grpo.engines.trl.checkpoint_state import Resumable
 from lambda_grpo.engines.trl.config import LambdaGRPOConfig
 from lambda_grpo.engines.trl.guards import Guarded
@@ -259,30 +259,6 @@ class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
             return super()._compute_loss(model, inputs)
         finally:
             self._weights = None
-
-
-def credit_group(
-    credit: Credit, tree: ProcessTree, rewards: np.ndarray, advantages: np.ndarray, mask: np.ndarray | None
-) -> TokenCredit:
-    """What a credit gives a group in which some completions could not be scored.
-
-    These stay in the tree and in |λ|, get advantage 0, and are in no mean over a step, so that they do not
-    dilute what their siblings tell. Their weight stays, because it scales TRL's KL term, which they have too.
-
-    Args:
-        credit: with its own parameters bound.
-        tree: of G completions.
-        rewards: (G,) NaN if no reward function could score the completion.
-        advantages: (G,) TRL's own; 0 for those.
-        mask: (G, T) the tokens that enter the loss; None: all.
-    """
-    scored = ~np.isnan(rewards)
-    rewards = np.where(scored, rewards, 0)
-    result = credit(tree, rewards, advantages=advantages, mask=mask)
-    if scored.all():
-        return result
-    told = tree.policy_tokens(mask) & scored[:, None]  # a completion masked whole is in no mean
-    return TokenCredit(credit(tree, rewards, advantages=advantages, mask=told).advantage, result.weight)
 
 
 def _contexts(batch: dict[str, Any], size: int) -> list[bytes] | None:

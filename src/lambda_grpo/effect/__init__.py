@@ -1,0 +1,1 @@
+"""What a credit changes in the gradient: `lambda-grpo effect`, on saved rollouts, by exact packed passes."""
