@@ -70,6 +70,8 @@ def assert_as_generated(model: Any, samples: Samples, tolerance: float = 2e-5) -
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_equals_generate(family: str, dtype: torch.dtype) -> None:
     model = make_model(family).to(dtype)
+    if family == "gemma2":  # older versions of transformers choose SDPA, which leaves the soft cap out
+        model.set_attn_implementation("eager")
     samples = greedy(model)
     assert_as_generated(model, samples)
     assert samples.prompt_tokens == UNIQUE

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from jobs import Jobs
 from peft import LoraConfig
 from tiny_trainers import (
     GROUP,
@@ -168,3 +169,15 @@ def test_samplers_are_named() -> None:
         LambdaGRPOConfig(sampler="treee", **given)
     with pytest.raises(InputError, match="sampler: got 'tree', but vLLM"):
         LambdaGRPOConfig(sampler="tree", use_transformers_continuous_batching=True, **given)
+
+
+@pytest.mark.slow
+def test_two_ranks_sample_their_own_prompts(jobs: Jobs, tmp_path: Path) -> None:
+    job = jobs.start(tmp_path, call="sampling_worker:main")
+    assert job.wait(300) == 0, job.output()
+    first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1))
+    for drawn in (first, second):
+        assert drawn["tree"] == drawn["generate"]
+        assert len(set(map(tuple, drawn["random"]))) > 4
+    assert first["tree"] != second["tree"]
+    assert first["random"] != second["random"]
