@@ -8,8 +8,10 @@ Five ways over the same completions, taken in turns; medians, and the most memor
     prompt      one packed row that shares the prompt only, as PrefixGrouper and Unsloth do
     tree        one packed row that shares every common prefix: what the trainer runs, packing included
 
-`work` is the plain rows' linear, attention and head work over the tree's, `gain` what `predicted_gain` says over
-TRL, and `auto` the time of the way that `tree_packing: auto` would choose by it, over the better of TRL and tree.
+`work` is the plain rows' linear, attention and head work over the tree's, `gain` how many times faster than TRL
+the tree should be by a calibration like a trainer's (timed once, on a group that is not in the table), and `auto`
+the time of the better of TRL and tree, over that of the way that `tree_packing: auto` would choose by it. The
+last line has the same for all rows of the table together, as if they were one run.
 Completions are made (`packing_groups.py`), those of the demo's policy excepted. A Qwen2-like model of random
 weights, float32; for the demo's completions also the demo's own policy.
 
@@ -29,17 +31,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from packing_groups import SHAPES, VOCABULARY, Rows, demo_rows, make_rows, prompt_only
+from packing_groups import SHAPES, VOCABULARY, Rows, Shape, demo_rows, make_rows, prompt_only
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging as transformers_logging
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from lambda_grpo import ProcessTree, policy
+from lambda_grpo.engines.trl.packing_trial import Trial, works
 from lambda_grpo.logps import completion_logps
 from lambda_grpo.packing import join, pack, tree_logps
-from lambda_grpo.packing.cost import WORTHWHILE, predicted_gain, row_work, tree_work
+from lambda_grpo.packing.cost import Calibration, row_work, tree_work
 from lambda_grpo.packing.head import Logits, chunk_rows, token_scores
+from lambda_grpo.packing.proof import PaddedRows
 from lambda_grpo.packing.rows import pack_rows
 
 RATIOS = (1, 1.5, 2, 4, 8, 16)
@@ -113,7 +117,28 @@ def extra_memory(model: torch.nn.Module, way: Way) -> float:
     return (resident("VmHWM") - before) / 1024
 
 
-def compare(model: Any, plain: Any, name: str, rows: Rows, turns: int) -> dict[str, Any]:
+def calibrated(model: Any, plain: Any) -> Calibration:
+    """As a trainer does it on its first micro-batch."""
+    rows = make_rows(Shape("", 48, 160), 12, 1.7, seed=7)
+    assert rows is not None
+    ids, mask, keep = rows.padded()
+    score = GRPOTrainer._get_per_token_logps_and_entropies.__wrapped__
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(autocast=nullcontext))
+    trial = Trial(
+        model,
+        plain=lambda part: score(trainer, plain, part.ids, part.mask, part.width)[0],
+        packed=lambda tree: tree_logps(model, tree),
+        temperature=1.0,
+        differentiable=True,
+    )
+    found = trial.calibration(PaddedRows(ids, mask, keep), in_blocks=False)
+    print(f"calibration: {found}")
+    return found
+
+
+def compare(
+    model: Any, plain: Any, calibration: Calibration, name: str, rows: Rows, turns: int
+) -> dict[str, Any]:
     """One row of the table, printed and returned."""
     both = ways(model, plain, rows)
     memory = {way: extra_memory(plain, run) for way, run in both.items()}  # the first run warms up, too
@@ -124,9 +149,10 @@ def compare(model: Any, plain: Any, name: str, rows: Rows, turns: int) -> dict[s
     seconds = {way: statistics.median(values) for way, values in times.items()}
     ids, mask, keep = rows.padded()
     packed = pack_rows(ids, mask, keep)
-    gain = predicted_gain(packed, model.config, projected=ids.numel())
+    guess = works(packed, model.config, ids.numel(), in_blocks=False)
+    gain = calibration.gain([guess[0]], [guess[1]])
     work = row_work(packed, model.config).flops / tree_work(packed, model.config).flops
-    auto = min(seconds["TRL"], seconds["tree"]) / seconds["tree" if gain >= WORTHWHILE else "TRL"]
+    auto = min(seconds["TRL"], seconds["tree"]) / seconds["tree" if gain >= 1 else "TRL"]
     ratio = packed.raw_tokens / packed.num_tokens
     print(
         f"{name:<28} {len(rows.prompts):>3} {packed.raw_tokens:>7,} {ratio:>5.2f}"
@@ -236,6 +262,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--made-only", action="store_true", help="leave out the demo's completions")
     parser.add_argument("-o", "--output", type=Path, help="folder for table.json, table.md and speed.png")
     args = parser.parse_args()
     transformers_logging.disable_progress_bar()
@@ -246,19 +273,33 @@ def main() -> None:
         "  work   gain  auto  memory: TRL, kept, plain, prompt, tree"
     )
     model, plain = shared(args.width, args.layers)
+    calibration = calibrated(model, plain)
     table = [
-        compare(model, plain, name, rows, args.turns) for name, rows in all_cases(args.groups, args.ratios)
+        compare(model, plain, calibration, name, rows, args.turns)
+        for name, rows in all_cases(args.groups, args.ratios)
     ]
+    if args.made_only:
+        summary(table, args.output)
+        return
     demo = demo_rows()
-    table.append(compare(model, plain, "the demo's completions", demo, args.turns))
+    table.append(compare(model, plain, calibration, "the demo's completions", demo, args.turns))
     model, plain = (policy.load_policy(str(policy.embedded_policy()))[0].eval() for _ in range(2))
     share_weights(model, plain)
-    table.append(compare(model, plain, "the demo, its own policy", demo, args.turns))
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "table.json").write_text(json.dumps(table, indent=1) + "\n")
-        (args.output / "table.md").write_text(markdown(table))
-        plot(table, args.output / "speed.png")
+    calibration = calibrated(model, plain)
+    table.append(compare(model, plain, calibration, "the demo, its own policy", demo, args.turns))
+    summary(table, args.output)
+
+
+def summary(table: list[dict[str, Any]], output: Path | None) -> None:
+    """What `auto` reaches over all rows; the files."""
+    best = [min(row["seconds"]["TRL"], row["seconds"]["tree"]) for row in table]
+    chosen = [seconds / row["auto"] for seconds, row in zip(best, table, strict=True)]
+    print(f"auto, all rows together: {sum(best) / sum(chosen):.3f} of the better way's speed")
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+        (output / "table.md").write_text(markdown(table))
+        plot(table, output / "speed.png")
 
 
 if __name__ == "__main__":
