@@ -174,7 +174,11 @@ def _trainer(cls: type, setting: StepSetting) -> Any:
     def reward(completions: list[str], problem: list[int], **_: Any) -> list[float | None]:
         return [task.score(problems[i], text) for i, text in zip(problem, completions, strict=True)]
 
-    config = PLAIN_CONFIG if cls is PLAIN else partial(engine.LambdaGRPOConfig, tree_packing="off", sampler="generate")
+    config = (
+        PLAIN_CONFIG
+        if cls is PLAIN
+        else partial(engine.LambdaGRPOConfig, tree_packing="off", sampler="generate")
+    )
     args: Any = config(
         output_dir=tempfile.mkdtemp(),
         use_cpu=True,

@@ -31,10 +31,9 @@ def path_depth(tree: ProcessTree, mask: ArrayLike | None = None) -> NDArray[np.i
 
     0 for an empty completion; leave those out of means (`counted`).
     """
-    own_leaf = _has_own_leaf(tree)
     if mask is None:
-        return np.maximum(tree.depth[tree.leaf] - own_leaf, 0).astype(np.int64)
-    policy = tree.policy_tokens(mask)
+        return _path_depth(tree)
+    policy, own_leaf = tree.policy_tokens(mask), _has_own_leaf(tree)
     holds = np.zeros((tree.num_completions, tree.num_steps), bool)  # a policy token of (completion, node)
     holds[np.nonzero(policy)[0], tree.step_index[policy]] = True
     holds[:, 0] = False
@@ -49,11 +48,10 @@ def intermediate_proportion(tree: ProcessTree, mask: ArrayLike | None = None) ->
     1 for a proper prefix of another completion; 0 for an empty one: leave those out of means.
     """
     if mask is None:
-        total, in_leaf = tree.lengths, (tree.end - tree.start)[tree.leaf]
-    else:
-        policy = tree.policy_tokens(mask)
-        total = policy.sum(axis=1)
-        in_leaf = (policy & (tree.step_index == tree.leaf[:, None])).sum(axis=1)
+        return _intermediate_proportion(tree)
+    policy = tree.policy_tokens(mask)
+    total = policy.sum(axis=1)
+    in_leaf = (policy & (tree.step_index == tree.leaf[:, None])).sum(axis=1)
     return (total - in_leaf * _has_own_leaf(tree)) / np.maximum(total, 1)
 
 
@@ -65,7 +63,7 @@ def is_flat(tree: ProcessTree, mask: ArrayLike | None = None) -> bool:
 def shared_tokens(tree: ProcessTree, mask: ArrayLike | None = None) -> int:
     """How many tokens have |λ| > 1: those whose weight λ-GRPO changes."""
     if mask is None:
-        return int((tree.size * (tree.end - tree.start))[tree.size > 1].sum(dtype=np.int64))
+        return _shared_tokens(tree)
     return int((tree.policy_tokens(mask) & (tree.set_sizes() > 1)).sum())
 
 
@@ -110,23 +108,18 @@ def totals(trees: Sequence[ProcessTree], masks: Sequence[ArrayLike | None]) -> T
 
     Groups without a mask are measured together, in one pass over their arrays.
     """
-    parts: list[tuple[ProcessTree, ArrayLike | None, NDArray[np.int64]]] = []  # each tree's first completion
-    plain = []
-    for tree, mask in zip(trees, masks, strict=True):
-        if mask is None:
-            plain.append(tree)
-        else:
-            parts.append((tree, mask, np.zeros(1, np.int64)))
+    found = [_masked_totals(tree, mask) for tree, mask in zip(trees, masks, strict=True) if mask is not None]
+    plain = [tree for tree, mask in zip(trees, masks, strict=True) if mask is None]
     if plain:
-        parts.append((_side_by_side(plain), None, _starts([len(tree.lengths) for tree in plain])))
-    return summed([_totals(*part) for part in parts])
+        found.append(_plain_totals(plain))
+    return summed(found)
 
 
 def totals_of_rows(tree: ProcessTree, mask: ArrayLike | None, rows: Sequence[int]) -> Totals:
     """The sums over some completions of a group. All its completions decide whether it is flat."""
     own = np.zeros((tree.num_completions, 1), bool)
     own[rows] = True
-    found = _totals(tree, tree.policy_tokens(mask) & own, np.zeros(1, np.int64))
+    found = _masked_totals(tree, tree.policy_tokens(mask) & own)
     masked = int(np.count_nonzero(tree.lengths[own[:, 0]])) - found.counted
     return replace(found, masked=masked, flat_groups=int(is_flat(tree, mask)))
 
@@ -136,49 +129,74 @@ def summed(parts: Sequence[Totals]) -> Totals:
     return Totals(**{f.name: sum(getattr(part, f.name) for part in parts) for f in fields(Totals)})
 
 
-def _totals(tree: ProcessTree, mask: ArrayLike | None, starts: NDArray[np.int64]) -> Totals:
-    """The sums over one tree or several side by side, whose completions begin at `starts`."""
-    row = counted(tree, mask)
-    depth = path_depth(tree, mask)
-    num_counted = int(np.count_nonzero(row))
+def _masked_totals(tree: ProcessTree, mask: ArrayLike) -> Totals:
+    row, depth = counted(tree, mask), path_depth(tree, mask)
     return Totals(
-        groups=len(starts),
-        flat_groups=int(np.count_nonzero(np.maximum.reduceat(depth, starts) == 0)),
-        counted=num_counted,
-        masked=int(np.count_nonzero(tree.lengths)) - num_counted,
+        groups=1,
+        flat_groups=int(not depth.any()),
+        counted=int(np.count_nonzero(row)),
+        masked=int(np.count_nonzero(tree.lengths)) - int(np.count_nonzero(row)),
         path_depth=float(depth[row].sum()),
         intermediate_proportion=float(intermediate_proportion(tree, mask)[row].sum()),
-        tokens=int(
-            tree.lengths.sum(dtype=np.int64) if mask is None else np.count_nonzero(tree.policy_tokens(mask))
-        ),
+        tokens=int(np.count_nonzero(tree.policy_tokens(mask))),
         shared_tokens=shared_tokens(tree, mask),
     )
 
 
-def _side_by_side(trees: Sequence[ProcessTree]) -> ProcessTree:
-    """Several trees as one with several roots. It has no token ids and no order: the measures without mask
-    need neither."""
-
-    def joined(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(tree, name) for tree in trees])
-
-    completions = np.array([tree.num_completions for tree in trees])
-    steps = np.array([tree.num_steps for tree in trees])
-    first_step = _starts(steps)
-    parent = joined("parent")
-    return ProcessTree(
-        lengths=joined("lengths"),
-        leaf=joined("leaf") + np.repeat(first_step, completions),
-        parent=np.where(parent < 0, -1, parent + np.repeat(first_step, steps)),
-        start=joined("start"),
-        end=joined("end"),
-        size=joined("size"),
-        depth=joined("depth"),
-        first=joined("first"),
-        order=np.zeros(0, np.int32),
-        _flat=np.zeros(0, np.int32),
-        _offsets=np.zeros(0, np.int64),
+def _plain_totals(trees: Sequence[ProcessTree]) -> Totals:
+    steps, firsts = _Steps.of(trees), _starts([tree.num_completions for tree in trees])
+    row, depth = steps.lengths > 0, _path_depth(steps)
+    return Totals(
+        groups=len(trees),
+        flat_groups=int(np.count_nonzero(np.maximum.reduceat(depth, firsts) == 0)),
+        counted=int(np.count_nonzero(row)),
+        masked=0,
+        path_depth=float(depth[row].sum()),
+        intermediate_proportion=float(_intermediate_proportion(steps)[row].sum()),
+        tokens=int(steps.lengths.sum(dtype=np.int64)),
+        shared_tokens=_shared_tokens(steps),
     )
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of several trees end to end, as far as the measures without mask read them.
+
+    Attributes:
+        lengths, leaf: (completions,) as in `ProcessTree`; leaf and parent number the steps of all trees.
+        parent, start, end, size, depth: (steps,); the parent of each root is -1.
+    """
+
+    lengths: NDArray[np.integer[Any]]
+    leaf: NDArray[np.integer[Any]]
+    parent: NDArray[np.integer[Any]]
+    start: NDArray[np.integer[Any]]
+    end: NDArray[np.integer[Any]]
+    size: NDArray[np.integer[Any]]
+    depth: NDArray[np.integer[Any]]
+
+    @classmethod
+    def of(cls, trees: Sequence[ProcessTree]) -> "_Steps":
+        joined = {f.name: np.concatenate([getattr(tree, f.name) for tree in trees]) for f in fields(cls)}
+        steps = [tree.num_steps for tree in trees]
+        before = _starts(steps)
+        in_tree = np.repeat(before, steps)
+        joined["parent"] = np.where(joined["parent"] < 0, -1, joined["parent"] + in_tree)
+        joined["leaf"] = joined["leaf"] + np.repeat(before, [tree.num_completions for tree in trees])
+        return cls(**joined)
+
+
+def _path_depth(steps: ProcessTree | _Steps) -> NDArray[np.int64]:
+    return np.maximum(steps.depth[steps.leaf] - _has_own_leaf(steps), 0).astype(np.int64)
+
+
+def _intermediate_proportion(steps: ProcessTree | _Steps) -> NDArray[np.float64]:
+    in_leaf = (steps.end - steps.start)[steps.leaf] * _has_own_leaf(steps)
+    return (steps.lengths - in_leaf) / np.maximum(steps.lengths, 1)
+
+
+def _shared_tokens(steps: ProcessTree | _Steps) -> int:
+    return int((steps.size * (steps.end - steps.start))[steps.size > 1].sum(dtype=np.int64))
 
 
 def _starts(counts: ArrayLike) -> NDArray[np.int64]:
@@ -187,11 +205,11 @@ def _starts(counts: ArrayLike) -> NDArray[np.int64]:
     return np.cumsum(sizes) - sizes
 
 
-def _has_own_leaf(tree: ProcessTree) -> NDArray[np.bool_]:
-    """(G,) bool: whether no other completion extends this one."""
-    inner = np.zeros(tree.num_steps, bool)
-    inner[tree.parent[tree.parent >= 0]] = True
-    return ~inner[tree.leaf]
+def _has_own_leaf(steps: ProcessTree | _Steps) -> NDArray[np.bool_]:
+    """(completions,) bool: whether no other completion extends this one."""
+    inner = np.zeros(len(steps.parent), bool)
+    inner[steps.parent[steps.parent >= 0]] = True
+    return ~inner[steps.leaf]
 
 
 def gradient_weight(tree: ProcessTree, advantages: Float64, step_weights: ArrayLike = 1.0) -> Float64:

@@ -103,6 +103,16 @@ def test_totals_are_the_sums_of_each_groups_measures(
     assert got.shared_tokens == sum(measures.shared_tokens(*pair) for pair in pairs)
 
 
+def test_totals_make_no_tree_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    trees = [ProcessTree.build([[1, 2], [1, 3]]), ProcessTree.build([[4]])]
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a ProcessTree was made")
+
+    monkeypatch.setattr(ProcessTree, "__init__", refuse)
+    assert measures.totals(trees, [None, None]).groups == 2
+
+
 def test_totals_by_hand() -> None:
     # Flat: z alone; and an empty completion. Not flat: a b, a c, with a shared (path depth 1, proportion 1/2), and d.
     trees = ProcessTree.build_many([[26], [], [1, 2], [1, 3], [4]], [0, 0, 1, 1, 1])
