@@ -17,6 +17,7 @@ from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.evaluating import compare_models, evaluation
 from lambda_grpo.evaluating.completions import Sampling, encode
 from lambda_grpo.policy import embedded
+from lambda_grpo.sampling import decode, plain
 from lambda_grpo.tasks import Problem, ThinkingSums, get_task
 from lambda_grpo.tasks.asking import Asked, PromptFormat, in_words, tokens_holding
 from lambda_grpo.tasks.task import before_stop
@@ -79,7 +80,7 @@ FREE = {"bos_token_id", "disable_compile", "max_length", "transformers_version"}
 
 
 class Listener:
-    """Hears every call of `generate`."""
+    """Hears every call of `generate`, and every request to the tree sampler as the call of `generate` that it stands for."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.calls: list[Call] = []
@@ -96,6 +97,17 @@ class Listener:
             return generate(network, input_ids=input_ids, attention_mask=attention_mask, **settings)
 
         patch.setattr(GraniteForCausalLM, "generate", heard)
+        begin = decode.Decoder.__init__
+
+        def on_tree(self_: Any, network: Any, request: Any) -> None:
+            told = plain.drawing(network, request.settings) | {"max_new_tokens": request.max_new_tokens}
+            config, _ = network._prepare_generation_config(None, eos_token_id=list(request.end_ids), **told)
+            values = {k: v for k, v in config.to_dict().items() if k not in FREE and not k.startswith("_")}
+            values["eos_token_id"] = sorted(values["eos_token_id"])
+            self.calls.append(Call(self.phase, tokenizer_with().batch_decode(request.prompts), values))
+            begin(self_, network, request)
+
+        patch.setattr(decode.Decoder, "__init__", on_tree)
         self.during(patch, train, "_evaluate", "table")
         self.during(patch, train._Trainer, "evaluate", "validation")
 

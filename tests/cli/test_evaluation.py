@@ -40,6 +40,9 @@ def tiny_model(seed: int = 0) -> Qwen2ForCausalLM:
         return Qwen2ForCausalLM(config).eval()
 
 
+BY_GENERATE = {"use_cache": True}  # a setting that only transformers' generate knows, so that it samples
+
+
 class Scripted:
     """A model that says the given texts in turn, whatever the prompt; `$` ends one."""
 
@@ -166,8 +169,9 @@ def test_scripted_answers_are_scored_one_by_one() -> None:
     model = Scripted("1", "0.5", "?", "0", "1", "1", "0", "?")  # 3 samples × 2 problems, then greedy
     shown = []
     evaluation = evaluate(
-        model, TOKENIZER, Marks(), PROBLEMS, Sampling(samples=3, batch_size=4), lambda *at: shown.append(at)
-    )
+        model, TOKENIZER, Marks(), PROBLEMS, Sampling(samples=3, batch_size=4, generation_kwargs=BY_GENERATE),
+        lambda *at: shown.append(at),
+    )  # fmt: skip
     # First problem: 1, .5, ?; second: 0, 1, 1; greedy 0 and ?.
     assert evaluation.sampled_accuracy.mean == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert evaluation.mean_reward.mean == pytest.approx((1.5 / 2 + 2 / 3) / 2)
@@ -186,7 +190,7 @@ def test_lengths_end_with_the_first_end_token() -> None:
     model = Scripted("12$", "1.2", "123", "$", ends=[dot, end])
     prompts = [encode(TOKENIZER, "1+1=")] * 4
     model.eval()
-    texts, lengths = complete(model, TOKENIZER, prompts, Sampling(), sample=True)
+    texts, lengths = complete(model, TOKENIZER, prompts, Sampling(generation_kwargs=BY_GENERATE), sample=True)
     assert texts == ["12", "1.", "123", ""]
     assert lengths == [3, 2, 3, 1]
     assert model.asked[0]["eos_token_id"] == [end, dot]
@@ -221,10 +225,10 @@ class Lengths(Marks):
 PROMPTS = ["1=", "9+9+9+9+9+9=", "1+2=", "7+3+2=", "5+5+5+5="]
 
 
-def greedy_texts(model: object, batch_size: int) -> list[str]:
+def greedy_texts(model: object, batch_size: int, **settings: object) -> list[str]:
     rows = [encode(TOKENIZER, prompt) for prompt in PROMPTS]
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    sampling = Sampling(max_completion_length=10)
+    sampling = Sampling(max_completion_length=10, **settings)
     return [t for b in batches for t in complete(model, TOKENIZER, b, sampling, sample=False)[0]]
 
 
@@ -233,6 +237,8 @@ def test_greedy_answers_do_not_depend_on_their_batch() -> None:
     alone = greedy_texts(model, 1)
     assert len(set(alone)) > 1
     assert greedy_texts(model, 2) == greedy_texts(model, 5) == alone
+    for size in (1, 2, 5):
+        assert greedy_texts(model, size, generation_kwargs=BY_GENERATE) == alone
 
     class Unmasked:  # the fault: padding is attended to
         device, generation_config = model.device, model.generation_config
@@ -240,7 +246,7 @@ def test_greedy_answers_do_not_depend_on_their_batch() -> None:
         def generate(self, attention_mask: torch.Tensor, **rest: object) -> torch.Tensor:
             return model.generate(attention_mask=torch.ones_like(attention_mask), **rest)
 
-    assert greedy_texts(Unmasked(), 5) != alone
+    assert greedy_texts(Unmasked(), 5, generation_kwargs=BY_GENERATE) != alone
 
 
 def test_a_models_own_generation_settings_and_missing_padding_change_nothing() -> None:
@@ -275,7 +281,7 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
     ):
         task = Marks()
         task.score = lambda problem, completion: NAN
-        answer(Scripted("1"), TOKENIZER, task, PROBLEMS, Sampling())
+        answer(Scripted("1"), TOKENIZER, task, PROBLEMS, Sampling(generation_kwargs=BY_GENERATE))
     with pytest.raises(InputError, match="nothing to evaluate"):
         answer(Scripted("1"), TOKENIZER, Marks(), [], Sampling())
 

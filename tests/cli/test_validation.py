@@ -146,7 +146,7 @@ def test_report_to_and_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "run/report.html").read_text().startswith("<!")
     group = json.loads((tmp_path / "run/report.json").read_text())["groups"][0]
     texts = "".join(str(part) for text in group["nodes"]["text"] for part in text)
-    assert set(texts.replace("<eos>", "")) <= set(thinking_sums.CHARACTERS)
+    assert set(texts.replace("<eos>", "").replace("<unk>", "")) <= set(thinking_sums.CHARACTERS)
     for name in ("tree/path_depth", "tree/shared_tokens", "tree/flat_groups", "credit/mean_weight"):
         assert {name, f"eval_{name}"} <= Recorder.names
 

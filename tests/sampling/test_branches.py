@@ -62,6 +62,7 @@ def test_rows_wait_for_room_and_come_to_the_same() -> None:
 
 def test_wrong_forks_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("llama")
+    assert_forked(model, branched(model))  # the trial of a model's first samples is over
     copy = decode.Decoder._copy
 
     def of_others(self: decode.Decoder, at: np.ndarray, new: np.ndarray, size: int) -> None:

@@ -32,7 +32,7 @@ from lambda_grpo.training.settings import resolve
 
 SMALL = [
     "--per_device_train_batch_size=8", "--num_generations=4", "--eval_problems=8", "--train_problems=40",
-    "--max_steps=4", "--save_steps=2",
+    "--max_steps=4", "--save_steps=2", "--save_total_limit=1",
 ]  # fmt: skip
 MID_BUFFER = {
     "steps_per_generation": 3,

@@ -18,12 +18,8 @@ from transformers import GenerationConfig
 
 import lambda_grpo.sampling
 from lambda_grpo.errors import InputError, expect, unknown_name
+from lambda_grpo.sampling.plain import own_settings_off
 
-_NEUTRAL = {
-    "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
-    "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "min_length": 0,
-    "min_new_tokens": 0, "guidance_scale": 1.0,
-}  # fmt: skip
 _GREEDY = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}  # transformers' own: no warning
 _OF_NO_EFFECT = ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")  # on the likeliest token
 _SETTINGS_OF_THEIR_OWN = {"max_new_tokens": "max_completion_length", "max_length": "max_completion_length"}
@@ -116,15 +112,6 @@ def check_generation_kwargs(given: Any) -> None:
             raise unknown_name(
                 "field of transformers' GenerationConfig in generation_kwargs:", str(name), known
             )
-
-
-def own_settings_off(model: Any) -> dict[str, Any]:
-    """Neutral values of those settings in which the model's own generation config differs from them.
-
-    transformers fills in from that config what `generate` is not told.
-    """
-    own = model.generation_config
-    return {name: none for name, none in _NEUTRAL.items() if getattr(own, name, None) not in (None, none)}
 
 
 def encode(

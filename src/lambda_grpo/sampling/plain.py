@@ -11,7 +11,11 @@ from lambda_grpo.packing.supported import inner_model
 from lambda_grpo.sampling.draw import DrawSettings, log_probs
 from lambda_grpo.sampling.request import Request, Samples
 
-_NEUTRAL = {"num_beams": 1, "no_repeat_ngram_size": 0}  # whatever the model brings for its own generation
+_NEUTRAL = {
+    "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
+    "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "min_length": 0,
+    "min_new_tokens": 0, "guidance_scale": 1.0,
+}  # fmt: skip
 
 
 def generate(model: Any, request: Request, reason: str) -> Samples:
@@ -53,8 +57,7 @@ def _generate(model: Any, request: Request, prompts: Sequence[Sequence[int]]) ->
         stopping_criteria=[request.ends] if request.ends else [],
         return_dict_in_generate=True,
         output_logits=request.logprobs,
-        **_NEUTRAL,
-        **_drawing(request.settings),
+        **drawing(model, request.settings),
     )
     encoder = inner_model(model).config.is_encoder_decoder  # its completion begins with a start token
     tokens = output.sequences[:, 1 if encoder else width :]
@@ -65,13 +68,25 @@ def _generate(model: Any, request: Request, prompts: Sequence[Sequence[int]]) ->
     return tokens.cpu(), torch.stack(scores, dim=1).cpu()
 
 
-def _drawing(settings: DrawSettings) -> dict[str, Any]:
-    """The keywords of `generate` that draw as these settings do."""
-    penalty = {"repetition_penalty": float(settings.repetition_penalty)}
+def own_settings_off(model: Any) -> dict[str, Any]:
+    """Neutral values of those settings in which the model's own generation config differs from them.
+
+    transformers fills in from that config what `generate` is not told.
+    """
+    own = model.generation_config
+    return {name: none for name, none in _NEUTRAL.items() if getattr(own, name, None) not in (None, none)}
+
+
+def drawing(model: Any, settings: DrawSettings) -> dict[str, Any]:
+    """The keywords of `generate` that draw as these settings do, whatever settings the model brings."""
+    told = own_settings_off(model) | {"repetition_penalty": float(settings.repetition_penalty)}
     if settings.greedy:  # the rest are transformers' own defaults, about which it does not warn
-        return {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50, **penalty}
-    filters = {"top_p": float(settings.top_p), "top_k": settings.top_k, "min_p": settings.min_p}
-    return {"do_sample": True, "temperature": float(settings.temperature), **filters, **penalty}
+        told = {name: value for name, value in told.items() if name not in ("min_p", "typical_p")}
+        return told | {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    filters = {"top_p": float(settings.top_p), "top_k": settings.top_k}
+    if settings.min_p is not None:
+        filters["min_p"] = settings.min_p
+    return told | {"do_sample": True, "temperature": float(settings.temperature), **filters}
 
 
 def _length(prompt: list[int], row: list[int], request: Request) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.errors import InputError
-from lambda_grpo.evaluating.completions import Sampling, own_settings_off
+from lambda_grpo.evaluating.completions import Sampling
+from lambda_grpo.sampling.plain import own_settings_off
 from lambda_grpo.tasks import Problem, asking
 from lambda_grpo.tasks.asking import Asked, PromptFormat
 
