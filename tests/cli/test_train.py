@@ -47,7 +47,7 @@ def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     tables = [pq.read_table(path) for path in sorted((folder / "rollouts").iterdir())]
     assert [len(table) for table in tables] == [8, 8]
     assert tables[0].column_names == [
-        "step", "group", "prompt", "completion", "prompt_ids", "token_ids", "reward", "advantage"
+        "step", "group", "prompt", "completion", "token_ids", "reward", "advantage", "prompt_ids"
     ]  # fmt: skip
     results = json.loads((folder / "results.json").read_text())
     assert 0 <= results["after"]["sampled_accuracy"]["low"] <= results["after"]["sampled_accuracy"]["mean"]
