@@ -46,8 +46,8 @@ CASES = {
     "207-shared-full": Case(207, 187, 40),
     "207-own-full": Case(207, 0, 40),
     "207-shared-tail": Case(207, 187, 96, tail=True),
-    "1000-shared-tail": Case(1000, 980, 96, tail=True),
-    "1000-own-tail": Case(1000, 0, 96, tail=True),
+    "1000-shared-tail": Case(1000, 980, 48, tail=True),
+    "1000-own-tail": Case(1000, 0, 48, tail=True),
 }
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers import DynamicCache
 
 from lambda_grpo import sampling
 from lambda_grpo.errors import InputError
-from lambda_grpo.policy import LowRank, adapters, character_tokenizer
+from lambda_grpo.policy import LowRank, adapters, character_tokenizer, load_policy
 from lambda_grpo.sampling import Samples, decode, prefill, sample
 
 END = 2
@@ -388,3 +389,26 @@ def test_a_growing_layer_holds_what_that_of_transformers_holds(window: int | Non
         if step == 5:
             theirs.layers[0].batch_select_indices(torch.tensor([2, 1]))
             ours.layers[0].move(torch.tensor([0]), torch.tensor([2]), 2)
+
+
+@pytest.mark.slow
+def test_a_real_language_model_greedily(smollm2_folder: Path) -> None:
+    """SmolLM2-135M in float32: token for token, and the log-probs of full passes."""
+    model, tokenizer = load_policy(str(smollm2_folder), dtype=torch.float32)
+    questions = [
+        "What is the capital of France?",
+        "Which is the largest: 18, 59, 44?",
+        "Write about the sea.",
+    ]
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    asked = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)
+    prompts = [list(ids) for ids in asked["input_ids"]]
+    samples = sample(
+        model, prompts, num_completions=2, max_new_tokens=32, temperature=0, eos_token_ids=[2], logprobs=True
+    )
+    assert samples.reason == ""
+    assert samples.prompt_tokens < 0.5 * sum(map(len, prompts)) * 2
+    for i, prompt in enumerate(prompts):
+        expected = generated(model, prompt, max_new_tokens=32, repetition_penalty=1.0)
+        assert samples.completions[2 * i : 2 * i + 2] == [expected, expected]
+        assert (torch.tensor(samples.logps[2 * i]) - full_logps(model, prompt, expected)).abs().max() < 1e-3

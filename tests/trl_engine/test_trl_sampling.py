@@ -163,6 +163,16 @@ def test_the_settings_of_the_model_count_where_trl_leaves_them_open(tmp_path: Pa
         trl_sampling.request_of(trainer.model, [[3]], trainer.generation_config)
 
 
+def test_settings_that_are_switched_off_are_ours(tmp_path: Path) -> None:
+    """As `lambda-grpo train` switches off what a model brings for its own generation."""
+    off = {"epsilon_cutoff": 0.0, "typical_p": 1.0, "no_repeat_ngram_size": 0, "min_p": 0.0, "num_beams": 1}
+    trainer = make_trainer(tmp_path, sampler="tree", generation_kwargs=off)
+    own = {"epsilon_cutoff": 3e-4, "typical_p": 0.9, "no_repeat_ngram_size": 3, "min_p": 0.1}
+    trainer.model.generation_config.update(**own)
+    request = trl_sampling.request_of(trainer.model, [[3]], trainer.generation_config)
+    assert len(request.settings.processors()) == 1  # the temperature
+
+
 def test_samplers_are_named() -> None:
     given: dict[str, Any] = {"output_dir": "out", "use_cpu": True, "bf16": False}
     with pytest.raises(InputError, match="unknown sampler 'treee': did you mean 'tree'"):

@@ -35,7 +35,7 @@ class DrawSettings:
     Attributes:
         temperature: 0 takes the most likely token.
         top_k: 0 for all tokens.
-        min_p: None for all tokens.
+        min_p: None or 0 for all tokens.
 
     Raises:
         InputError: a number out of its range.
@@ -80,7 +80,7 @@ class DrawSettings:
             found.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1:
             found.append(TopPLogitsWarper(float(self.top_p)))
-        if self.min_p is not None:
+        if self.min_p:
             found.append(MinPLogitsWarper(float(self.min_p)))
         return found
 

@@ -32,7 +32,8 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 _NEUTRAL = {
     "num_beams": 1, "num_return_sequences": 1, "length_penalty": 1.0, "typical_p": 1.0,
-    "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0,
+    "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+    "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0, "guidance_scale": 1.0,
 }  # fmt: skip
 
 _logger = logging.getLogger(__name__)
