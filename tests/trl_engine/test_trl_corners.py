@@ -245,3 +245,5 @@ def test_a_group_that_straddles_two_processes(jobs: Jobs, tmp_path: Path) -> Non
     assert [len(group.token_ids) for group in written] == [8] * 6  # of two generation batches
     first = [y.tolist() for group in written if int(group.name) < 3 for y in group.token_ids]
     assert first == ids
+    for group in written:
+        assert TOKENIZER.batch_decode(group.prompt_ids) == [group.prompt] * 8

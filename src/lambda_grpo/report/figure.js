@@ -43,7 +43,7 @@ const Figure = (() => {
   function draw(host, group, state, on) {
     const wide = host.clientWidth;
     const narrow = wide < 560;
-    const right = narrow ? 92 : 150;
+    const right = narrow ? 102 : 160;
     const row = rowHeight(group.rewards.length);
     const area = Math.max(wide - right - 8, 80);
     const height = HEAD + row * group.rewards.length + 2;
@@ -150,7 +150,7 @@ const Figure = (() => {
   }
 
   function rewardsColumn(svg, group, { x, row, right, narrow }, on) {
-    const columns = narrow ? [["#", 22], ["reward", right - 18]] : [["#", 24], ["reward", 76], ["adv.", right - 18]];
+    const columns = narrow ? [["#", 22], ["reward", right - 18]] : [["#", 24], ["reward", 86], ["adv.", right - 18]];
     for (const [name, at] of columns) element("text", { x: x + at, y: 14, class: "column-head" }, svg).textContent = name;
     const most = Math.max(...group.advantages.map(Math.abs), 1e-9);
     group.order.forEach((completion, i) => {
