@@ -159,8 +159,11 @@ def main() -> None:
                 str(args.steps),
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
+            if done.returncode > 0:
                 sys.exit(f"{key} failed:\n{done.stderr[-3000:]}")
+            if done.returncode < 0:  # a signal; the system kills a process that wants more memory than there is
+                print(f"{key} was ended by signal {-done.returncode}: not enough memory?", file=sys.stderr)
+                continue
             found[key] = json.loads(done.stdout.splitlines()[-1])
             if output:
                 output.parent.mkdir(parents=True, exist_ok=True)
