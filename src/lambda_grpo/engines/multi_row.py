@@ -1,12 +1,12 @@
 """Credit for rollouts that a trainer stores as several rows each.
 
-An agent's rollout may become several training rows, one per call of the model, with different prompts: the
-history grows, or is rewritten. So trees are built over prompt + response, and |λ| must count rollouts, not
+An agent's rollout may become several training rows, one per call of the model. Their prompts differ, because
+the history grows or is rewritten. So trees are built over prompt + response, and |λ| must count rollouts, not
 rows. Two steps turn rows into what a credit expects, one completion per rollout:
 
-1. A row that begins another row of its rollout is merged into it; what is left over are the rollout's
-   *strands* (one, where the history only grows). A strand's policy tokens are those of all its rows.
-2. Where a rollout has several strands, each is looked at together with one strand of every other rollout: the
+1. A row that begins another row of its rollout is merged into it. The rows that are left are the rollout's
+   *strands* (one, if the history only grows). A strand's policy tokens are those of all its rows.
+2. If a rollout has several strands, each is credited together with one strand of every other rollout: the
    one that shares the longest prefix with it. For every token of that strand, a rollout is then in λ
    exactly if any of its rows begins with the same tokens.
 """

@@ -1,8 +1,8 @@
 """λ-GRPO on Tinker: the cookbook's `assemble_training_data`, with a credit in the datums' advantages.
 
-Pure client code: the server, Thinking Machines' own or any that speaks its API (SkyRL has one), sees ordinary
-datums with token advantages. Tinker's losses are sums over tokens, so weighting a token's advantage weights
-its term:
+This is client code only. The server, Thinking Machines' own or any that speaks its API (SkyRL has one), gets
+ordinary datums with token advantages. Tinker's losses are sums over tokens, so weighting a token's advantage
+weights its term:
 
 - **exact** for `importance_sampling`, `ppo` and `cispo`: their terms are positively homogeneous in the
   token's own advantage, and there is no denominator to keep;

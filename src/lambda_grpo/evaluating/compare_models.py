@@ -1,7 +1,7 @@
 """Several models on the same problems of one task: a table and a JSON file.
 
-The models are run one after the other with the same seed. Of two the difference is paired by problem, so it
-can be clear where their intervals overlap. Every model is looked at before the first is run.
+The models run one after the other with the same seed. For two models the difference is paired by problem, so
+it can be clear even if their intervals overlap. Every model is checked before the first one runs.
 """
 
 import time

@@ -1,9 +1,11 @@
-"""How prompts are completed for an evaluation: the most likely tokens, or drawn ones.
+"""How prompts are completed for an evaluation: with the most likely tokens, or with drawn ones.
+
+`lambda_grpo.sampling` runs each shared prompt once. transformers' `generate` completes what it cannot.
 
 Completions come from the policy itself, as in training: the temperature, filters, penalties and beams that a
 model brings for its own generation (Qwen's repetition penalty, for example) are not applied. `Sampling` is
-what training and evaluation both draw with. A greedy completion does not depend on its batch, but for
-rounding.
+what training and evaluation both draw with. Except for rounding, a greedy completion does not
+depend on its batch.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Completions by vLLM, where it is installed. Written to vLLM's documentation; tried with a stand-in only."""
+"""Completions by vLLM, if it is installed. Written after vLLM's documentation; tried with a stand-in only."""
 
 import json
 from collections.abc import Sequence

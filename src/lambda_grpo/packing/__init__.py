@@ -1,6 +1,6 @@
 """Run a model over the unique tokens of process trees: `pack` or `join` them, then `tree_logps`.
 
-This is the whole public face of tree packing. `rows.pack_rows` is where a trainer with padded rows plugs in.
+This is all that is public of tree packing. A trainer with padded rows uses `rows.pack_rows`.
 """
 
 from lambda_grpo.packing.forward import tree_logps, tree_logps_and_entropies

@@ -1,7 +1,7 @@
 """What an update costs on a packed tree and on plain rows, so that packing is used where it pays.
 
-A first guess from shapes alone, in floating-point operations of a forward and backward pass. Its constants
-were fitted to times on a CPU, so that slow operations count more than once:
+A first guess comes from shapes alone, in floating-point operations of a forward and backward pass. Its
+constants were fitted to times on a CPU, so slow operations count more than once:
 
     6 · weights of the layers · tokens              their matrix products
     28 · heads · head size · layers · pairs         attention, per query-key pair
@@ -9,12 +9,12 @@ were fitted to times on a CPU, so that slow operations count more than once:
     1200 · layers · d · tokens                      norms, activations, rotations
     pieces · layers · 160 µs                        the fixed cost of calling attention
 
-A `Calibration` corrects the guess for each way by what was timed on the machine at hand:
+A `Calibration` corrects the guess for each way by what was timed on the machine in use:
 
     seconds = fixed + factor · guess.
 
-Where FlexAttention has a kernel, the tree's pairs are those of the blocks that it computes. Sliding windows
-are left aside, and so is memory.
+If FlexAttention has a kernel, the tree's pairs are those of the blocks that it computes. The guess ignores
+sliding windows and memory.
 """
 
 import time

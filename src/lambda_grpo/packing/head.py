@@ -4,9 +4,9 @@ With logits z of a position, divided by the temperature, and l = log Σ exp z:
 
     log π(y) = z_y - l,        H = l - Σ_j π_j z_j.
 
-Invariant: logits exist for one chunk only, in the backward too, which makes them again.
+Invariant: logits exist for one chunk only. The backward makes them again, also a chunk at a time.
 
-M is the number of predicted tokens, d of hidden features, V of the vocabulary.
+M is the number of predicted tokens, d that of hidden features, V the size of the vocabulary.
 """
 
 from collections.abc import Callable

@@ -1,17 +1,17 @@
 """`ProcessTree` → one packed row of unique tokens, and the model's log-probs back to (G, T).
 
-Tokens with the same prompt and prefix before them have the same log-prob (method, §2.3), so the model need
-run over each only once. A packed row holds, per group, the prompt and then the tree's tokens, depth first; a
+Tokens with the same prompt and prefix before them have the same log-prob, so the model needs to run over
+each only once. A packed row holds, per group, the prompt and then the tree's tokens, depth first; a
 token's position is its distance from the prompt's first token, and token q may see token k iff
-k ≤ q < subtree_end[k]. Groups in one row do not see each other. Tokens after which nothing is predicted, the
-last ones of completions, are left out.
+k ≤ q < subtree_end[k]. Groups in one row do not see each other. The last tokens of completions are left out,
+because nothing is predicted after them.
 
 Invariant: `tree_logps` equals the log-probs of each completion in a row of its own, in value and gradient.
-Any loss of all completions' log-probs stays exact, sequence-level ratios included, for autograd sums the
+Any loss of all completions' log-probs stays exact, sequence-level ratios included, because autograd sums the
 gradients of shared tokens. Dropout would break it, and so would losses over all positions of a batch, such as
 a mixture of experts' auxiliary loss.
 
-R is the number of completions (of all groups), N of packed tokens, M of predicted ones.
+R is the number of completions (of all groups), N that of packed tokens, M that of predicted ones.
 """
 
 from collections.abc import Sequence

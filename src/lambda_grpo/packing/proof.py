@@ -1,8 +1,8 @@
-"""Whether packed rows give what plain rows give on the device at hand: log-probs, and a few gradients.
+"""Whether packed rows give what plain rows give on the device in use: log-probs, and a few gradients.
 
-Three passes over the same rows: plain, packed, and exact, which is each row on its own, without padding, in
-float32. With errors that are root mean squares, those of gradients relative to the exact gradient, packing is
-right if
+Three passes run over the same rows: plain, packed, and exact. The exact pass runs each row on its own,
+without padding, in float32. Errors are root mean squares, and those of gradients are relative to the exact
+gradient. Packing is right if
 
     error(packed) ≤ 2 · error(plain) + what float32 rounds.
 

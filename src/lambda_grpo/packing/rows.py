@@ -1,8 +1,8 @@
-"""A trainer's padded rows → one packed row; this is where an engine plugs tree packing in.
+"""A trainer's padded rows → one packed row. An engine plugs tree packing in here.
 
-Sharing is found by token ids alone, which is always exact: rows may be shuffled, a group that is split over
-batches only shares less, and prompts that begin alike share their beginning. R is the number of rows, L
-their padded length.
+Token ids alone tell what is shared, and that is always exact. Rows may be shuffled, a group that is split
+over batches only shares less, and prompts that begin alike share their beginning. R is the number of rows,
+L their padded length.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """Whether a model can run over a packed tree: whether its tokens meet in attention only.
 
 A layer that carries a state from each token to the next (state-space models, linear attention, RWKV,
-convolutions over tokens) has no place to fork: refused, by name.
+convolutions over tokens) has no place to fork. Such a layer is refused by name.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What is made once on this machine and kept: the cache folder, and folders that are whole or not there."""
+"""The cache folder: models that are made or fetched once, each in a folder that is whole or absent."""
 
 import os
 from collections.abc import Callable

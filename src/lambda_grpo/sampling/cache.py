@@ -3,12 +3,12 @@
 transformers' `DynamicLayer` copies the whole cache for each token (`torch.cat`), and rows that have ended
 stay in it. Here a layer is a view into a larger buffer:
 
-- a token is written into the next free column; only every `SPARE` tokens the buffer is made anew;
-- a row that has ended gives its place to the last row: one row is copied, not all others;
+- a token is written into the next free column, and only every `SPARE` tokens a new buffer is made;
+- a row that has ended gives its place to the last row, so one row is copied and not all others;
 - columns on the left that hold only padding are cut off, at no cost.
 
-All rows end in the last column: shorter ones have padding on the left. The distance of two columns is that of
-two tokens, so sliding windows are what they are in transformers.
+All rows end in the last column, and shorter ones have padding on the left. The distance of two columns is
+that of two tokens, so sliding windows are those of transformers.
 """
 
 from typing import Any

@@ -1,11 +1,11 @@
-"""The loop: draw a token for each row, let ended rows leave, run the model over the others' new tokens.
+"""The loop: it draws a token for each row, lets ended rows leave, and runs the model over the new tokens.
 
 Rows wait in depth-first order of their prompts and join when places are free. Each row draws from random
-numbers of its own, so what it becomes does not depend on when it joins or who leaves (but for rounding).
+numbers of its own. So, except for rounding, its tokens do not depend on when it joins or which rows leave.
 With a `BranchPlan` a block is sampled as one row, its first. At a fork this row is copied, cache and all, to
 the first row of each new block.
 
-R is the number of rows in the batch, V of the vocabulary, W of columns in the cache.
+R is the number of rows in the batch, V the size of the vocabulary, W the number of columns in the cache.
 """
 
 from collections import deque

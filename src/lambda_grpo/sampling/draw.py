@@ -1,10 +1,10 @@
 """Logits → the next token of each row, and its log-prob.
 
 Filters and penalties are transformers' own logits processors, in the order in which `generate` applies them.
-The draw itself differs: one uniform number u per row and token, and the first token whose cumulative
+The draw itself differs: it takes one uniform number u per row and token, and the first token whose cumulative
 probability exceeds u. `torch.multinomial` draws a number for every token of the vocabulary.
 
-R is the number of rows, V of the vocabulary, W of columns.
+R is the number of rows, V the size of the vocabulary, W the number of columns.
 """
 
 import math

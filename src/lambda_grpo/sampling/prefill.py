@@ -1,4 +1,4 @@
-"""Prompts through the model, each shared token once: keys, values and the logits of the first drawn token.
+"""Run prompts through the model, each shared token once: keys, values, and logits of the first drawn token.
 
 The trie of the prompts is one row for the model, and tree attention (`packing.attention`) lets each token see
 its own prefix only. Each prompt's part of the cache is then read off along its path.

@@ -26,8 +26,7 @@ class Samples:
         prompt_tokens: tokens of prompts that the model ran over; a token that k rows share counts once.
         reason: why transformers' `generate` sampled; empty if it did not.
         sampled_tokens: tokens that were drawn. With branches fewer than the completions hold, because the
-        rows of
-            a block share them.
+            rows of a block share them.
     """
 
     completions: list[list[int]]

@@ -1,7 +1,7 @@
-"""The first samples of a model are tried against plain passes: a model may have ways that nobody has met.
+"""The first samples of a model are compared with plain passes, because an unknown model may fail silently.
 
-Cache, positions and masks come together in the log-probs of what was drawn. So these are compared with those
-of a full forward pass over some rows, without a cache and without sharing, once per model.
+A fault in cache, positions or masks changes the log-probs of what was drawn. So these are compared, once per
+model, with those of a full forward pass over some rows, without a cache and without sharing.
 """
 
 from typing import Any

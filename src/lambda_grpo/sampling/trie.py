@@ -5,7 +5,7 @@ Example: three prompts of tokens, and the packed row of their five unique tokens
     prompts          1 2 3 | 1 2 4 5 | 1 2 3        packed row   1 2 3 4 5
     paths            0 1 2 | 0 1 3 4 | 0 1 2        position     0 1 2 2 3
 
-R is the number of rows (prompts, repetitions included), N of unique tokens, P the longest prompt.
+R is the number of rows (prompts, repetitions included), N that of unique tokens, P the longest prompt.
 """
 
 from collections.abc import Iterator, Sequence

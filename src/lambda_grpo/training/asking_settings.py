@@ -1,7 +1,7 @@
 """What the settings of a run say about how the policy is asked: one reading, for training and for the table.
 
-TRL asks in training and validation, `evaluating` for the table before → after. The table draws with what
-`sampling` reads; `for_trl` tells TRL what it would not do by itself.
+TRL asks in training and validation, and `evaluating` for the table before → after. The table draws with what
+`sampling` reads. `for_trl` tells TRL what it would not do by itself.
 """
 
 import copy

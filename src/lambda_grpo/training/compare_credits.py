@@ -1,8 +1,8 @@
 """`lambda-grpo train --compare grpo,lambda_grpo`: one run per credit, all else the same, side by side.
 
 The runs start from the same weights and see the same problems in the same order with the same seed. What they
-sample is the same too until their weights differ. It is one seed: the intervals in the table say how far the
-test problems decide, not how much another seed would change.
+sample is the same too until their weights differ. It is one seed: the intervals in the table cover the choice
+of test problems. They do not say how much another seed would change.
 """
 
 import gc

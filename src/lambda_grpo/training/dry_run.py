@@ -1,9 +1,9 @@
 """`lambda-grpo train --dry_run`: two steps of a recipe, offline and in seconds.
 
-What cannot be had here, or would take long, is replaced by settings that are laid over the others as flags:
+Whatever needs the network, or would take long, is replaced by settings that go over the others as flags:
 the model by a tiny random one of the same class, a data set of the Hub by a few lines in its form, the sizes
 by small ones. Credit, loss, adapters, batches, validation and checkpoints stay as they are. So it shows that
-the settings fit together and with the installed libraries; nothing about memory, speed or learning.
+the settings fit together and with the installed libraries. It shows nothing about memory, speed or learning.
 """
 
 import json

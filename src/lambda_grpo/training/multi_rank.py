@@ -1,7 +1,7 @@
-"""One job of several processes, started by torchrun or `accelerate launch`: who does what, and who speaks.
+"""One job of several processes, started by torchrun or `accelerate launch`: what each does, and which prints.
 
-Started plainly there is one process, and everything here does nothing. The first process writes the run
-folder and the terminal; all of them sample, score and train. What fails on one process ends the job:
+Without a launcher there is one process, and everything here does nothing. The first process writes the run
+folder and the terminal. All of them sample, score and train. A failure on one process ends the job, because
 torchrun stops the others.
 """
 

@@ -1,6 +1,6 @@
 """In which precision a run holds the weights that it trains, and whether that resolves its learning rate.
 
-Weights are loaded in float32, as TRL does, in whatever precision the checkpoint is: `--dtype` says otherwise.
+Weights are loaded in float32, as TRL does, whatever the precision of the checkpoint. `--dtype` changes that.
 """
 
 import math

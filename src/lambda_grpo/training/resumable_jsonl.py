@@ -1,4 +1,4 @@
-"""A file that grows by JSON objects, one a line, while something runs; a rerun goes on there.
+"""A file that grows by one JSON object a line while something runs. A rerun goes on where the file ends.
 
 The first line holds the settings that the others depend on, and nothing is added under other settings. A last
 line that was cut off, which a killed run may leave, is dropped.

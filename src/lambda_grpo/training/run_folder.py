@@ -5,16 +5,16 @@ config.yaml          what recipe and flags set: a recipe that repeats, or goes o
 before.json          the evaluation before training
 metrics.jsonl        one JSON object per logged step; names of validation begin with eval_
 tokenizer/           the policy's tokenizer
-machine_speed_*.json by which `auto` decides what to pack, one file a rank
+machine_speed_*.json whether packing is right here and what it costs, for `tree_packing`; one file a rank
 rollouts/*.parquet   one row per completion: step, group, prompt and completion, their ids, reward, advantage
-checkpoint-*/        as transformers writes them, sealed (checkpoints.py); with validation, the best
+checkpoint-*/        as transformers writes them, sealed (checkpoint_folders.py); with validation, the best
 model/               the trained policy; with validation, the best
 curve.png            the curves of metrics.jsonl
 report.html, .json   what `lambda-grpo report` makes of the rollouts
 results.json         the table before → after; written last: the run is finished
 
 A comparison holds such a folder for each credit and, over all of them, config.yaml, compare.png, report.html
-and, last, compare.json. How a run goes on in its folder after a kill: resume.py.
+and, last, compare.json. start_or_resume.py says how a run goes on after a kill.
 """
 
 import json

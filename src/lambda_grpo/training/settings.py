@@ -1,7 +1,7 @@
 """Settings of `lambda-grpo train`: defaults ← recipe ← flags, checked before anything long runs.
 
 Without a recipe, recipes/default.yaml is used, and recipes/default-other-model.yaml with `--model X`.
-A recipe with the key `extends` is laid over another one: the name of one of ours, or a path.
+A recipe with the key `extends` goes over another one, which the key names: one of ours, or a path.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
 Test problems (the table before → after) and training problems are what the task gives. Validation problems
 are drawn from what the table leaves of the test split, so that validation changes neither training nor table.
-Where it leaves too few (a small fixed test set), they are held out of the training problems, every
-repetition with them. Prompts decide what is the same problem, and validation has no prompt twice.
+If the table leaves too few (a small fixed test set), they are held out of the training problems, with every
+repetition of them. Two problems are the same if their prompts are, and validation has no prompt twice.
 """
 
 import random

@@ -1,9 +1,9 @@
 """How a run starts in its folder: anew, from its last whole checkpoint, or not at all.
 
-The same command goes on with an unfinished run. A lock keeps a second process out, and the system releases it
-however the first ends. A file that was being written when a process was killed is never read: files are
-written aside and renamed (run_folder.py), checkpoints are sealed (checkpoint_folders.py), and metrics and
-rollouts are cut back to the checkpoint.
+The same command goes on with an unfinished run. A file lock (`filelock`) keeps a second process out, and the
+system releases it however the first ends. A file that was being written when a process was killed is never
+read: files are written aside and renamed (run_folder.py), checkpoints are sealed (checkpoint_folders.py), and
+metrics and rollouts are cut back to the checkpoint.
 """
 
 import errno

@@ -9,6 +9,7 @@ entropy. Kept here, one file per process in each checkpoint, is what both leave 
 - the sampler's random numbers: TRL draws another order of the problems in each epoch;
 - whether tree packing was given up, and the machine's speed, by which `auto` decides what to pack: packed
   passes and plain ones differ by rounding;
+- whether sampling on the tree was given up;
 - the reference model, where `sync_ref_model` changes it.
 
 Not kept: the random state of vLLM, and that of an iterable data set. Tested with trl 1.16.0 and

@@ -2,10 +2,11 @@
 
 `TreePacking` is `GRPOTrainer` with two changes; `off` is TRL to the bit.
 
-1. `_get_per_token_logps_and_entropies`, which serves all three passes, packs a micro-batch where that pays.
-   Losses see the same (B, T) log-probs and entropies as before, so all of TRL's go on working.
+1. `_get_per_token_logps_and_entropies`, which serves all three passes, packs a micro-batch if that pays, by
+   what was timed on the first one (`packing_trial.py`). Losses see the same
+   (B, T) log-probs and entropies as before, so all of TRL's go on working.
 2. TRL shuffles the rows of a generation batch before it cuts micro-batches from it; here whole groups are
-   shuffled, for only rows that run together can share tokens.
+   shuffled, because only rows that run together can share tokens.
 
 What cannot be packed (active dropout, layers that cannot fork, images, a mixture of experts' auxiliary loss)
 runs plainly, after one warning that says why. Each model is tried once, apart from training
