@@ -1,7 +1,7 @@
 """cost: seconds per token of λ-GRPO's weights (paper, section 4.2), and their share of a training step.
 
-Timed are the tree and the weights, from arrays of token ids to (G, T) float32, for groups that branch at
-random (`timing.branching_group`). The paper's figures are for an Intel i7; so only the order of magnitude
+It times the tree and the weights, from arrays of token ids to (G, T) float32, for groups that branch at
+random (`timing.branching_group`). The paper's figures are for an Intel i7, so only the order of magnitude
 compares.
 """
 

@@ -80,7 +80,7 @@ class Refresh(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.passed_over:
             console.CONSOLE.print(
-                f"note: of {self.due} refreshes of the report {self.passed_over} passed over, for it takes "
+                f"note: of {self.due} refreshes of the report {self.passed_over} passed over, because one takes "
                 f"{self.seconds:.1f} s: a larger report_every suits this run",
                 highlight=False,
             )

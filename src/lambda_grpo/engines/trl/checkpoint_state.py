@@ -1,7 +1,7 @@
 """TRL's trainer, resumed exactly: a killed run that goes on from a checkpoint ends as if never killed.
 
 transformers restores weights, optimiser, scheduler, random numbers and its own state; TRL its adaptive
-entropy. Kept here, one file per process in each checkpoint, is what both leave out:
+entropy. This module keeps what both leave out, in one file per process in each checkpoint:
 
 - completions that are still to be learnt from (`steps_per_generation` or `num_iterations` above 1), our
   credits included, and `_step`, which says which of them come next;
