@@ -80,8 +80,8 @@ class Refresh(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.passed_over:
             console.CONSOLE.print(
-                f"note: of {self.due} refreshes of the report {self.passed_over} passed over, because one takes "
-                f"{self.seconds:.1f} s: a larger report_every suits this run",
+                f"note: of {self.due} refreshes of the report {self.passed_over} passed over, because one "
+                f"takes {self.seconds:.1f} s: a larger report_every suits this run",
                 highlight=False,
             )
 
