@@ -16,6 +16,7 @@ from trl import GRPOConfig
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.evaluating import eval_command as eval_command
 from lambda_grpo.report import report_command as report_command
+from lambda_grpo.report import watch_command as watch_command
 from lambda_grpo.training.options import TrainOptions
 
 PAGE = Path(__file__).parent / "settings.md"
@@ -70,6 +71,8 @@ def page() -> str:
             _listed(f for f in _fields() if f.name in _names(TrainingArguments)),
             "## Options of `lambda-grpo report`\n",
             _command(report_command.add_arguments),
+            "## Options of `lambda-grpo watch`\n",
+            _command(watch_command.add_arguments),
             "## Options of `lambda-grpo eval`\n",
             _command(eval_command.add_arguments),
         ]

@@ -88,6 +88,14 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 
         report.description = report_command.DESCRIPTION
         report_command.add_arguments(report)
+    watch = commands.add_parser(
+        "watch", help="show the report of a running training in your browser", allow_abbrev=False
+    )
+    if command == "watch":
+        from lambda_grpo.report import watch_command
+
+        watch.description = watch_command.DESCRIPTION
+        watch_command.add_arguments(watch)
     effect = commands.add_parser(
         "effect", help="how far a credit's gradient is from GRPO's", allow_abbrev=False
     )
@@ -128,6 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from lambda_grpo.report import report_command
 
             return report_command.run(args)
+        if args.command == "watch":
+            from lambda_grpo.report import watch_command
+
+            return watch_command.run(args)
         if args.command == "effect":
             from lambda_grpo.effect import effect_command
 

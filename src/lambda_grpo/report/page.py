@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lambda_grpo.errors import InputError
+from lambda_grpo.errors import InputError, printable
 from lambda_grpo.report.content import ReportOptions, as_json, report_content
 from lambda_grpo.rollouts import LeftOut
 from lambda_grpo.training.run_folder import written_whole
@@ -33,6 +33,7 @@ _SCRIPTS = (
     "explorer.js",
     "main.js",
 )
+_WATCH = "watch.js"
 _STYLES = ("vendor/uPlot.min.css", "report.css")
 
 
@@ -86,27 +87,47 @@ def write_report(
     )
 
 
-def render(content: Mapping[str, Any]) -> str:
-    """The page, as text."""
-    script, style = _joined(_SCRIPTS), _joined(_STYLES)
-    return _template().render(
+def render(content: Mapping[str, Any], version: str = "") -> str:
+    """The page, as text.
+
+    Args:
+        content: what `report_content` made.
+        version: of the page that `lambda-grpo watch` serves: such a page may ask its server, and nothing
+            else, whether there is a newer one. A page without a version asks nothing.
+    """
+    script, style = _joined((*_SCRIPTS, _WATCH) if version else _SCRIPTS), _joined(_STYLES)
+    return _template("report.html").render(
         script=script,
         style=style,
         script_hash=_hash(script),
         style_hash=_hash(style),
+        version=version,
         licence=_asset("vendor/uPlot.LICENSE"),
         data=as_json(content).replace("<", "\\u003c"),
     )
 
 
+def render_waiting(why: str, version: str) -> str:
+    """The page that `lambda-grpo watch` serves while there is nothing to report on, as text."""
+    script, style = _asset(_WATCH), _joined(_STYLES)
+    return _template("waiting.html").render(
+        script=script,
+        style=style,
+        script_hash=_hash(script),
+        style_hash=_hash(style),
+        version=version,
+        why=printable(why),
+    )
+
+
 @cache
-def _template() -> "Template":
+def _template(name: str) -> "Template":
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(_asset("report.html"))
+    return environment.from_string(_asset(name))
 
 
 def _asset(name: str) -> str:

@@ -15,7 +15,6 @@ and a JSON file with every number on it. Several PATHs stand side by side.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
-    defaults = ReportOptions()
     parser.add_argument(
         "paths",
         nargs="+",
@@ -26,13 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", default="report.html", metavar="FILE", help="the page (default: %(default)s)"
     )
     parser.add_argument(
+        "--skip-bad", action="store_true", help="go on without rows that cannot be used, and count them"
+    )
+    add_reading_options(parser)
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Declare how rollouts are read and shown, for this command and `lambda-grpo watch`."""
+    defaults = ReportOptions()
+    parser.add_argument(
         "--tokenizer",
         metavar="PATH_OR_ID",
         help="folder, tokenizer.json or Hub id of the policy's tokenizer: for text without token ids, and to "
         "show ids as text (without it, words are taken for tokens)",
-    )
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="go on without rows that cannot be used, and count them"
     )
     parser.add_argument(
         "--group-size", type=int, metavar="N", help="completions per prompt, where the file does not tell"
