@@ -161,7 +161,9 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode > 0:
                 sys.exit(f"{key} failed:\n{done.stderr[-3000:]}")
-            if done.returncode < 0:  # a signal; the system kills a process that wants more memory than there is
+            if (
+                done.returncode < 0
+            ):  # a signal; the system kills a process that wants more memory than there is
                 print(f"{key} was ended by signal {-done.returncode}: not enough memory?", file=sys.stderr)
                 continue
             found[key] = json.loads(done.stdout.splitlines()[-1])
