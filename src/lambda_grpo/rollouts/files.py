@@ -152,7 +152,7 @@ def _parquet(file: Path, report: OnProblem) -> Iterator[_Row]:
 
     number = 0
     try:
-        with pq.ParquetFile(file, memory_map=True) as parquet:
+        with pq.ParquetFile(file) as parquet:
             fmt, ours = _columns_of(file, parquet.schema_arrow)
             for batch in parquet.iter_batches(_BATCH, columns=list(ours.values())):
                 lists = {name: _column(name, batch.column(theirs)) for name, theirs in ours.items()}
