@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from oracle import spliced_compute_loss
 from tiny_trainers import GROUP, PROMPTS, assert_close, completions_of, gradients, make_trainer, qwen2, reward
 from transformers import MambaConfig, MambaForCausalLM
 
-from lambda_grpo import InputError
+from lambda_grpo import InputError, cli
 from lambda_grpo.branching import BranchPlan
 from lambda_grpo.credit import CREDITS, get_credit, try_credit
 from lambda_grpo.engines.trl import LambdaGRPOConfig
@@ -172,6 +173,19 @@ def test_training_and_validation_log_what_was_drawn(tmp_path: Path) -> None:
     assert all(8 < each <= 8 * 2 + 24 * 3 for each in drawn)
 
 
+def test_rollout_files_say_which_block_sampled_a_token(tmp_path: Path) -> None:
+    for settings in (FORKS, {}):
+        folder = tmp_path / str(len(settings))
+        make_trainer(folder, save_rollouts=True, max_steps=1, **settings).train()
+        (file,) = (folder / "rollouts").iterdir()
+        rows = pq.read_table(file).to_pylist()
+        assert len(rows) == len(ROWS)
+        for i, row in enumerate(rows):
+            slot = i % GROUP  # roots 0 and 1; below them slots 2 to 7
+            numbers = ([slot // 3] * 2 + [2 + slot] * 3)[: len(row["token_ids"])]
+            assert row.get("block") == (numbers if settings else None)
+
+
 def configured(**settings: Any) -> LambdaGRPOConfig:
     given = {"per_device_train_batch_size": 8, "num_generations": 8, "max_completion_length": 32}
     given |= {"branch_depths": [16], "branch_factors": [2], "use_cpu": True, "bf16": False}
@@ -267,3 +281,9 @@ def test_the_command_line_takes_a_plan() -> None:
     settings = resolve("", [*flags, "--per_device_train_batch_size", "8", "--max_completion_length", "32"])
     assert settings.config.branch_plan == BranchPlan((8, 16), (2, 2))
     assert settings.explicit["branch_depths"] == [8, 16]
+
+
+def test_a_dry_run_forks_where_the_run_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--branch_depths", "6", "--branch_factors", "2", "--credit", "branch"]
+    assert cli.main(["train", "--dry_run", *flags, "--output_dir", str(tmp_path / "run")]) == 0
+    assert "max_completion_length" in capsys.readouterr().out

@@ -245,9 +245,18 @@ class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
                 rewards=groups.rewards[begun],
                 advantages=groups.advantages[begun],
                 prompt_ids=prompt_ids[begun],
+                blocks=self._blocks(groups.ids[begun]),
             ),
             rank=self.accelerator.process_index,
         )
+
+    def _blocks(self, ids: list[list[int]]) -> list[list[int]] | None:
+        """For each token of whole groups the block that sampled it; None if nothing forks."""
+        if not self._plan:
+            return None
+        size = self.num_generations
+        numbers = self._plan.blocks(size, max(map(len, ids), default=0))
+        return [numbers[i % size, : len(row)].tolist() for i, row in enumerate(ids)]
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         scores: Any = super()._get_per_token_logps_and_entropies(*args, **kwargs)
