@@ -134,7 +134,7 @@ def test_every_call_is_checked(module: str) -> None:
 
 def test_which_advantages_vary_inside_a_completion(module: str) -> None:
     varying = {name for name in CREDITS if advantage_varies(try_credit(name))}
-    assert varying == {"process", "optimistic", "tempo", "vineppo"}
+    assert varying == {"branch", "process", "optimistic", "tempo", "vineppo"}
     assert advantage_varies(try_credit(f"{module}:anything"))
     assert not advantage_varies(try_credit(f"{module}:scaled", {"by": 3}))
 

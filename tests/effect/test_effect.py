@@ -205,6 +205,7 @@ def test_rollouts_that_cannot_be_used(
         (("--credit_kwargs", "tau"), "--credit_kwargs: got 'tau', which is no JSON"),
         (("--credit_kwargs", "[1]"), "--credit_kwargs: got '[1]', expected a JSON object"),
         (("--credit_kwargs", '{"tau": 1}'), "unknown parameter of credit 'lambda_grpo' 'tau'"),
+        (("--credit", "branch"), "where completions were forked, which a rollout file does not"),
         (("--groups", "0"), "--groups: got 0, expected at least 1"),
         (("--temperature", "0"), "--temperature: got 0.0, expected a number above 0"),
         (("--output", "nowhere/e.json"), "expected a file in a folder that exists"),

@@ -140,6 +140,7 @@ def test_settings_come_from_the_command_line_and_stay_in_the_config() -> None:
             ["+trainer.v1.lambda_sync.credit_kwargs={tau: 1}"],
             "unknown parameter of credit 'lambda_grpo' 'tau'",
         ),
+        (["+trainer.v1.lambda_sync.credit=branch"], "where completions were forked, which verl does not"),
         (["algorithm.adv_estimator=gae"], "adv_estimator=gae gives each token an advantage of its own"),
         (
             ["+trainer.v1.lambda_sync.credit=process", "actor_rollout_ref.actor.policy_loss.loss_mode=gspo"],

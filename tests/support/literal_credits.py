@@ -60,12 +60,15 @@ def literal(
         step, path = group.process_set(i, t), paths[i]
         at = path.index(step)
         change = mean(step) - mean(path[at - 1]) if at else 0.0
+        # `branch` of a group that did not fork: against all the others.
+        others = frozenset(range(len(a))) - {i}
         subgroups = [s for s in path[1:] if len(s & counted) > 1]
         advantage[i, t] = {
             "process": lambda s=step: mean(s),
             "optimistic": lambda s=step: soft_maximum(s),
             "tempo": lambda i=i, t=t, s=step, c=change: a[i] + (c if t == group.span(s)[0] else 0),
             "vineppo": lambda c=change: c,
+            "branch": lambda i=i, o=others: a[i] - mean(o) if o & counted else 0.0,
             "treepo": lambda i=i, s=subgroups: (a[i] + sum(a[i] - mean(g) for g in s)) / (1 + len(s)),
         }.get(name, lambda i=i: a[i])()
         weight[i, t] = 1 / len(step) if name.startswith("lambda_grpo") or name == "optimistic" else 1

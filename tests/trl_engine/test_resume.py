@@ -84,6 +84,7 @@ def same(first: Any, second: Any) -> bool:
         (4, {**MID_BUFFER, "max_steps": 8, "beta": 0.1}),
         (2, {**MID_BUFFER, "max_steps": 5, "gradient_accumulation_steps": 2}),
         (2, {"sampler": "tree"}),
+        (2, {"sampler": "tree", "branch_depths": [2], "branch_factors": [3], "credit": "branch"}),
         (3, {**MID_BUFFER, "max_steps": 8, "sampler": "auto"}),
         (2, {"use_adaptive_entropy": True, "entropy_target": 1.2, "entropy_coef": 0.1}),
         (2, {"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5}),

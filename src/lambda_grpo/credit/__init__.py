@@ -9,9 +9,10 @@ parameters are keywords after `mask`, which configs pass as `credit_kwargs`. To 
 file of this folder and import it in `registry.py`.
 """
 
-from lambda_grpo.credit.branch import branch as branch
 from lambda_grpo.credit.lookup import advantage_varies as advantage_varies
 from lambda_grpo.credit.lookup import get_credit as get_credit
+from lambda_grpo.credit.lookup import refuse_plan as refuse_plan
+from lambda_grpo.credit.lookup import takes_plan as takes_plan
 from lambda_grpo.credit.lookup import try_credit as try_credit
 from lambda_grpo.credit.registry import *  # noqa: F403 (every credit, CREDITS)
 from lambda_grpo.credit.token_credit import Credit as Credit

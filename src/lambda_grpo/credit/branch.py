@@ -31,7 +31,7 @@ def branch(
     *,
     advantages: ArrayLike | None = None,
     mask: ArrayLike | None = None,
-    plan: BranchPlan,
+    plan: BranchPlan | None = None,
     baseline: str = "mixed",
     scale: str = "group",
 ) -> TokenCredit:
@@ -46,7 +46,8 @@ def branch(
         advantages: (G,) the trainer's own, which are the rewards minus their mean, scaled; with
             `scale="group"` they take the place of the rewards.
         mask: (G, T) tokens that enter the loss. A completion that is masked whole is in no mean.
-        plan: where the group forked.
+        plan: where the group forked; None: nowhere, so that each completion is a block of its own, and every
+            baseline is the mean of all the others.
         baseline: `outside`, the mean of all rows outside the block; `siblings`, of the other blocks
             under the same parent block; `mixed`, s/(s + 1) of `siblings` and 1/(s + 1) of `outside`, for s
             siblings.
@@ -72,15 +73,18 @@ def branch(
     values = scaled if scale == "group" else np.asarray(rewards, np.float64)
     counted = samples(tree, mask)
     told = np.ones(tree.num_completions) if counted is None else counted.astype(np.float64)
-    sizes = plan.sizes(tree.num_completions)
-    _check_blocks(tree, plan, sizes)
+    sizes = plan.sizes(tree.num_completions) if plan else (1,)
+    if plan:
+        _check_blocks(tree, plan, sizes)
     by_level = np.stack(
         [
             _block_advantage(values, told, size, parent, baseline)
             for size, parent in zip(sizes, (tree.num_completions, *sizes), strict=False)
         ]
     )
-    return token_credit(tree, by_level[plan.level(tree.step_index.shape[1])].T, 1.0, mask)
+    length = tree.step_index.shape[1]
+    level = plan.level(length) if plan else np.zeros(length, np.int32)
+    return token_credit(tree, by_level[level].T, 1.0, mask)
 
 
 def _block_advantage(values: Float64, told: Float64, size: int, parent: int, baseline: str) -> Float64:

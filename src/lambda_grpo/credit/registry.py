@@ -16,6 +16,10 @@ from lambda_grpo.credit.tempo import vineppo as vineppo
 from lambda_grpo.credit.token_credit import Credit as Credit
 from lambda_grpo.credit.treepo import treepo as treepo
 
+# It comes last in lists, because it needs completions that were forked.
+# isort: split
+from lambda_grpo.credit.branch import branch as branch
+
 CREDITS: dict[str, Credit] = {
     name: value for name, value in globals().items() if isinstance(value, _types.FunctionType)
 }

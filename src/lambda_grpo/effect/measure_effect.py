@@ -12,7 +12,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from lambda_grpo import console, policy
-from lambda_grpo.credit import get_credit, try_credit
+from lambda_grpo.credit import get_credit, refuse_plan, try_credit
 from lambda_grpo.effect.gradients import Comparison, Passes, can_pack, compare_gradients, group_tokens
 from lambda_grpo.effect.readable_groups import check_fit, pushing_groups
 from lambda_grpo.rollouts import Group, RolloutReader
@@ -43,6 +43,7 @@ def measure(wanted: Wanted, output: Path) -> list[Comparison]:
         InputError: rollouts, model or credit that cannot be used.
     """
     try_credit(wanted.credit, wanted.credit_kwargs)
+    refuse_plan(wanted.credit, "a rollout file")
     reader = RolloutReader(wanted.rollouts, skip_bad=wanted.skip_bad)
     groups, read = pushing_groups(reader, wanted.groups)
     if reader.left_out.rows or reader.left_out.files:

@@ -24,7 +24,7 @@ import tinker
 from tinker_cookbook.rl import data_processing
 from tinker_cookbook.rl.types import TrajectoryGroup
 
-from lambda_grpo.credit import get_credit
+from lambda_grpo.credit import get_credit, refuse_plan
 from lambda_grpo.engines.multi_row import Row, credit_rows
 from lambda_grpo.errors import InputError
 
@@ -79,6 +79,7 @@ def credit_data(
         InputError: an unknown credit; a datum that holds an image or lacks a field; numbers that are not
             finite.
     """
+    refuse_plan(credit, "Tinker")
     bound = partial(get_credit(credit, credit_kwargs), **(credit_kwargs or {}))
     own = [_row(i, *pair, rewards_P, advantages_P) for i, pair in enumerate(zip(data, metadata, strict=True))]
     seen = {(row.group, row.rollout) for row in own}

@@ -54,7 +54,7 @@ def replacements(settings: TrainSettings, flags: Sequence[str], folder: Path) ->
     found = {
         "model": _write_model(options.model, folder / "model"),
         "max_steps": "2",
-        "max_completion_length": "4",
+        "max_completion_length": str(max([4, *(depth + 2 for depth in config.branch_depths or ())])),
         "train_problems": str(max(_TRAIN_LINES, prompts)),  # no step is made of less
         "eval_problems": str(_TEST_PROBLEMS),
         "use_vllm": "false",

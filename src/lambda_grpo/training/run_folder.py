@@ -165,6 +165,8 @@ class Rollouts:
         prompts, completions: B texts or lists of chat messages.
         token_ids: B lists of the completion's token ids.
         prompt_ids: B lists of the prompt's, as the policy saw it; None if they are not known.
+        blocks: B lists of the number of the block that sampled each token, by the group's `BranchPlan`; None
+            if nothing forked.
         rewards, advantages: (B,) float; a reward is NaN if no function could score the completion.
     """
 
@@ -177,6 +179,7 @@ class Rollouts:
     advantages: NDArray[np.floating[Any]]
     batch: int = 0
     prompt_ids: Sequence[Sequence[int]] | None = None
+    blocks: Sequence[Sequence[int]] | None = None
 
 
 def write_rollouts(folder: str | Path, rollouts: Rollouts, rank: int = 0) -> Path:
@@ -199,9 +202,9 @@ def write_rollouts(folder: str | Path, rollouts: Rollouts, rank: int = 0) -> Pat
             "advantage": pa.array(np.asarray(rollouts.advantages, np.float64)),
         }
     )
-    if rollouts.prompt_ids is not None:
-        prompt_ids = pa.array([list(row) for row in rollouts.prompt_ids], ids)
-        table = table.append_column("prompt_ids", prompt_ids)
+    for name, lists in (("prompt_ids", rollouts.prompt_ids), ("block", rollouts.blocks)):
+        if lists is not None:
+            table = table.append_column(name, pa.array([list(row) for row in lists], ids))
     again = f"-batch-{rollouts.batch}" if rollouts.batch else ""
     path = Path(folder) / "rollouts" / f"step-{rollouts.step:06d}-rank-{rank}{again}.parquet"
     with written_whole(path) as aside:

@@ -5,7 +5,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from lambda_grpo.credit import advantage_varies, try_credit
+from lambda_grpo.branching import BranchPlan
+from lambda_grpo.credit import advantage_varies, get_credit, takes_plan, try_credit
 from lambda_grpo.engines.trl.packing import MODES
 from lambda_grpo.engines.trl.sampling import SAMPLERS
 from lambda_grpo.errors import InputError, unknown_name
@@ -25,6 +26,8 @@ class LambdaGRPOConfig(GRPOConfig):
             which run one after the other; a single completion may be longer.
         sampler: `tree` computes each prompt once for all its completions, and lets ended ones go; `generate`
             is TRL's own way; `auto` is `tree` where that can be, and `generate` where it cannot.
+        branch_depths, branch_factors: where the completions of a group fork, in tokens after the prompt, and
+            into how many blocks (`BranchPlan`); None: they are independent. Validation never forks.
         save_rollouts: write every generation batch to `output_dir/rollouts/*.parquet`.
         reward_timeout: seconds that one call of a reward function may take, 0 for no limit.
         max_skipped_steps: so many steps in a row whose gradients are not finite end training.
@@ -47,6 +50,13 @@ class LambdaGRPOConfig(GRPOConfig):
         metadata={
             "help": "Run each prompt once for all completions: auto (where it can be), tree or generate."
         },
+    )
+    branch_depths: list[int] | None = field(
+        default=None,
+        metadata={"help": "Tokens after the prompt at which completions fork, such as 8 16; none: no forks."},
+    )
+    branch_factors: list[int] | None = field(
+        default=None, metadata={"help": "For each depth, the number of blocks that a block forks into."}
     )
     save_rollouts: bool = field(
         default=False, metadata={"help": "Write every generation batch to output_dir/rollouts."}
@@ -76,11 +86,53 @@ class LambdaGRPOConfig(GRPOConfig):
                 "sampler: got 'tree', but vLLM or continuous batching is to generate. Set sampler='auto'"
             )
 
+        self._check_branches()
+
+    @property
+    def branch_plan(self) -> BranchPlan | None:
+        """Where the completions of a group fork in training; None: nowhere.
+
+        Raises:
+            InputError: depths or factors that are no plan.
+        """
+        if self.branch_depths is None and self.branch_factors is None:
+            return None
+        depths: Any = self.branch_depths
+        factors: Any = self.branch_factors
+        return BranchPlan(depths, factors)
+
+    def _check_branches(self) -> None:
+        """Raise InputError where the plan and the other settings do not fit together."""
+        plan = self.branch_plan
+        if plan is None:
+            return
+        plan.sizes(self.num_generations)
+        if self.max_completion_length is not None:
+            plan.check_length(self.max_completion_length)
+        if self.use_vllm or self.use_transformers_continuous_batching:
+            raise InputError(
+                "branch_depths: vLLM and continuous batching cannot fork completions yet. Leave "
+                "branch_depths away, or let the tree sampler generate"
+            )
+        if self.sampler == "generate":
+            raise InputError("branch_depths: sampler 'generate' cannot fork. Set sampler='auto' or 'tree'")
+        rows = self.generation_batch_size // self.world_size
+        if rows % self.num_generations:
+            raise InputError(
+                f"branch_depths: each of {self.world_size} ranks generates {rows} rows, which are no whole "
+                f"groups of {self.num_generations}, and a group forks on one rank: make "
+                "per_device_train_batch_size × steps_per_generation a multiple of num_generations"
+            )
+
     def check_credit(self) -> None:
         """Raise InputError where the credit, its parameters and the ratios do not fit together."""
         if isinstance(self.credit_kwargs, str):
             raise InputError(f"credit_kwargs: expected a JSON object, got {self.credit_kwargs!r}")
         tried = try_credit(self.credit, self.credit_kwargs)
+        if takes_plan(get_credit(self.credit)) and self.branch_plan is None:
+            raise InputError(
+                f"credit {self.credit!r} is for completions that fork: set branch_depths and branch_factors"
+            )
         if advantage_varies(tried) and (mechanism := self._one_ratio_per_completion()):
             raise InputError(
                 f"credit {self.credit!r} gives each token of a completion an advantage of its own, but "

@@ -6,20 +6,24 @@ prompts, unwraps the model and cuts the completions as ever. `sampler: generate`
 Random numbers come from torch's generator on the CPU, one number a turn, and so they are in every checkpoint.
 What cannot be sampled on a tree (vLLM, continuous batching, tools, images, active dropout, layers that cannot
 fork, settings of `generate` that are not ours) goes TRL's own way, after one warning where it is a surprise.
+With `branch_depths` it is refused instead, because TRL's own way cannot fork.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from lambda_grpo.branching import BranchPlan
 from lambda_grpo.engines.trl.checkpoint_state import KeepsState
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing.supported import inner_model
-from lambda_grpo.sampling import DrawSettings, Request, draw_seed, sample_on_tree
+from lambda_grpo.sampling import DrawSettings, Request, check_can_fork, draw_seed, sample_on_tree
 
 Sampler = Literal["auto", "tree", "generate"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
@@ -40,10 +44,33 @@ _logger = logging.getLogger(__name__)
 
 
 class TreeSampling(KeepsState):
-    """`GRPOTrainer` with `args.sampler`."""
+    """`GRPOTrainer` with `args.sampler` and `args.branch_depths`."""
 
     use_transformers_continuous_batching: bool
+    num_generations: int
+    tools: Any
+    rollout_func: Any
+    _sampled_tokens = 0  # drawn on this rank for the generation batch at hand
     _tree_is_off = False  # known after the first try; kept, because a try takes a random number
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.branch_plan:
+            if self.tools or self.rollout_func is not None:
+                raise InputError(
+                    "branch_depths: tools, several turns and rollout_func cannot fork: "
+                    "leave branch_depths away"
+                )
+            try:
+                check_can_fork(self.model)
+            except InputError as reason:
+                raise _cannot_fork(str(reason)) from reason
+
+    @property
+    def _plan(self) -> BranchPlan | None:
+        """Where completions fork now: validation never does."""
+        plan: BranchPlan | None = self.args.branch_plan
+        return plan if self.model.training else None
 
     def kept_state(self) -> dict[str, Any]:
         return super().kept_state() | {"sampling": {"off": self._tree_is_off}}
@@ -61,7 +88,8 @@ class TreeSampling(KeepsState):
         if images is not None or multimodal_fields or self.tools:
             self._leave_to_trl("tools and images go through TRL's own turns")
             return turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
-        with _replaced_generate(self.accelerator.unwrap_model(self.model_wrapped), self._sample_turn):
+        sample_turn = partial(self._sample_turn, self._plan)
+        with _replaced_generate(self.accelerator.unwrap_model(self.model_wrapped), sample_turn):
             return turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
 
     def _generated_elsewhere(self) -> bool:
@@ -69,6 +97,7 @@ class TreeSampling(KeepsState):
 
     def _sample_turn(
         self,
+        plan: BranchPlan | None,
         model: Any,
         own: Callable[..., Tensor],
         input_ids: Tensor,
@@ -79,13 +108,16 @@ class TreeSampling(KeepsState):
         try:
             prompts = [row[mask].tolist() for row, mask in zip(input_ids, attention_mask.bool(), strict=True)]
             request = request_of(model, prompts, generation_config)
+            if plan:
+                request = replace(request, group=self.num_generations, branches=plan)
             request.check(model)
-            completions = sample_on_tree(model, request).completions
+            samples = sample_on_tree(model, request)
         except InputError as reason:
             self._leave_to_trl(str(reason))
             return own(
                 input_ids=input_ids, attention_mask=attention_mask, generation_config=generation_config
             )
+        self._sampled_tokens, completions = samples.sampled_tokens, samples.completions
         padded = torch.full((len(prompts), max(map(len, completions))), self._tokenizer.pad_token_id)
         for row, ids in zip(padded, completions, strict=True):
             row[: len(ids)] = torch.tensor(ids)
@@ -95,12 +127,18 @@ class TreeSampling(KeepsState):
         """Go TRL's way from now on.
 
         Raises:
-            InputError: the settings want a tree.
+            InputError: the settings want a tree, or forks.
         """
+        if self.args.branch_plan:
+            raise _cannot_fork(reason)
         if self.args.sampler == "tree":
             raise InputError(f"sampler: got 'tree', but {reason}. Set sampler='auto'")
         _logger.warning("Sampling on the tree is off, transformers' generate samples: %s", reason)
         self._tree_is_off = True
+
+
+def _cannot_fork(reason: str) -> InputError:
+    return InputError(f"branch_depths: completions cannot fork here: {reason}. Leave branch_depths away")
 
 
 def request_of(model: Any, prompts: list[list[int]], generation_config: Any) -> Request:

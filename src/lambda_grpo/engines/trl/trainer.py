@@ -27,7 +27,7 @@ import torch
 from accelerate.utils import gather_object
 
 from lambda_grpo import measures
-from lambda_grpo.credit import credit_group, get_credit
+from lambda_grpo.credit import credit_group, get_credit, takes_plan
 from lambda_grpo.engines.trl.checkpoint_state import Resumable
 from lambda_grpo.engines.trl.config import LambdaGRPOConfig
 from lambda_grpo.engines.trl.guards import Guarded
@@ -107,7 +107,7 @@ class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
     `tree/flat_groups` (share), `credit/mean_weight`, and the shares of completions that stay in the tree but
     contribute nothing: `credit/unscorable` (no reward function scored them) and `credit/truncated` (all
     their tokens masked). With tree packing also `tree/packed` (share of micro-batches) and
-    `tree/raw_per_unique` tokens.
+    `tree/raw_per_unique` tokens. With branches also `tree/sampled_tokens`, the number of tokens drawn.
     """
 
     _tag_names = ["trl", "lambda-grpo"]
@@ -182,6 +182,8 @@ class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
         width = max(width, *(tree.step_index.shape[1] for tree in trees))
         advantages, weights = np.zeros((2, len(groups.ids), width), np.float32)
         credit = partial(get_credit(self.args.credit), **(self.args.credit_kwargs or {}))
+        if takes_plan(credit):
+            credit = partial(credit, plan=self._plan)
         for g, (tree, mask) in enumerate(zip(trees, masks, strict=True)):
             rows = slice(g * groups.size, (g + 1) * groups.size)
             result = credit_group(credit, tree, groups.rewards[rows], groups.advantages[rows], mask)
@@ -208,6 +210,9 @@ class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
         }
         for name, (total, count) in fractions.items():
             self._log_mean(mode, name, total, count)
+        if self._plan:  # the sum over ranks, not their mean
+            count = 1 if self.accelerator.is_main_process else 0
+            self._log_mean(mode, "tree/sampled_tokens", self._sampled_tokens, count)
 
     def _log_mean(self, mode: str, name: str, total: float, count: float) -> None:
         """Append total / count to TRL's metrics, both summed over processes."""
@@ -240,9 +245,18 @@ class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
                 rewards=groups.rewards[begun],
                 advantages=groups.advantages[begun],
                 prompt_ids=prompt_ids[begun],
+                blocks=self._blocks(groups.ids[begun]),
             ),
             rank=self.accelerator.process_index,
         )
+
+    def _blocks(self, ids: list[list[int]]) -> list[list[int]] | None:
+        """For each token of whole groups the block that sampled it; None if nothing forks."""
+        if not self._plan:
+            return None
+        size = self.num_generations
+        numbers = self._plan.blocks(size, max(map(len, ids), default=0))
+        return [numbers[i % size, : len(row)].tolist() for i, row in enumerate(ids)]
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         scores: Any = super()._get_per_token_logps_and_entropies(*args, **kwargs)

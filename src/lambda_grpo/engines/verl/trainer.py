@@ -33,7 +33,7 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
-from lambda_grpo.credit import advantage_varies, get_credit, try_credit
+from lambda_grpo.credit import advantage_varies, get_credit, refuse_plan, try_credit
 from lambda_grpo.engines.multi_row import Row, credit_rows
 from lambda_grpo.errors import InputError, LambdaGRPOError, unknown_name
 
@@ -76,6 +76,7 @@ def read_settings(config: DictConfig) -> LambdaSyncSettings:
             raise unknown_name(f"key of trainer.v1.{MODE}", str(key), ["credit", "credit_kwargs"])
     settings = LambdaSyncSettings(**{key: value for key, value in section.items() if value is not None})
     tried = try_credit(settings.credit, settings.credit_kwargs)
+    refuse_plan(settings.credit, "verl")
     estimator, loss = str(config.algorithm.adv_estimator), _loss_mode(config)
     if estimator in _TOKEN_LEVEL_ESTIMATORS:
         raise InputError(
