@@ -34,6 +34,7 @@ CELL = 12  # a token without text
 CHARACTER = 7
 TOP = 26  # of the first row, below the title
 
+_LEGEND = 62 * CHARACTER  # the width of the line below the rows
 _LONGEST = 14  # characters of a token that are shown
 _WHITE_SPACE = str.maketrans({" ": "·", "\n": "↵", "\t": "⇥"})
 _UP, _DOWN, _NEUTRAL = "#1f86d1", "#dd6b10", "currentColor"
@@ -223,7 +224,7 @@ def _svg(drawing: _Drawing) -> str:
     for block in drawing.blocks:
         parts += _block(block, edges, 0.0 if extreme == 0 else block.value / extreme, drawing.shared)
     parts += _legend(left, bottom + 8, extreme, drawing.shared)
-    width, height = max(int(edges[-1]), left + 360, CHARACTER * len(drawing.title)) + 2, bottom + 28
+    width, height = max(int(edges[-1]), left + _LEGEND, CHARACTER * len(drawing.title)) + 2, bottom + 28
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(drawing.title)}" '
         f'width="{width}" height="{height}" viewBox="0 0 {width} {height}" fill="currentColor" '

@@ -88,6 +88,17 @@ def test_columns_are_as_wide_as_their_longest_text(tree: ProcessTree) -> None:
     assert texts(picture.svg)[4:-1] == ["x", "So", "·long", "↵", "<script>alert…"]
 
 
+def test_no_text_runs_out_of_the_picture(tree: ProcessTree) -> None:
+    for shown in (
+        tree,
+        tree.picture(credit=credit.grpo(tree, REWARDS), decode=TEXTS.__getitem__, rewards=REWARDS),
+    ):
+        root = ET.fromstring(shown._repr_html_())
+        width = int(next(root.iter(f"{SVG}svg")).get("width"))
+        ends = [int(text.get("x")) + CHARACTER * len(text.text) for text in root.iter(f"{SVG}text")]
+        assert max(ends) <= width
+
+
 def test_rewards_stand_beside_their_completions(tree: ProcessTree) -> None:
     assert texts(tree.picture(rewards=[1, None, -0.5]).svg)[1:4] == [
         "#2 reward −0.5", "#1 reward none", "#0 reward 1",
