@@ -13,17 +13,21 @@ prefix. A completion that is a proper prefix of another ends in an inner node; `
 empty leaf that the definition gives it.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lambda_grpo.errors import InputError
 from lambda_grpo.process_sets import Int32, common_prefixes, find_process_sets, link, sort_rows
+
+if TYPE_CHECKING:
+    from lambda_grpo.credit.token_credit import TokenCredit
+    from lambda_grpo.tree_picture import Picture
 
 _MAX_TOKEN_ID = 2**31 - 1
 
@@ -192,6 +196,37 @@ class ProcessTree:
         """(G, T) int32: |λ(i,t)|, how many completions share the prefix up to token t of
         completion i; 0 past the end."""
         return self.per_token(self.size)
+
+    def picture(
+        self,
+        *,
+        credit: "TokenCredit | None" = None,
+        decode: Callable[[int], str] | None = None,
+        rewards: ArrayLike | None = None,
+        max_completions: int = 32,
+        max_tokens: int = 60,
+    ) -> "Picture":
+        """Draw the tree for a notebook: rows are completions, blocks are process steps.
+
+        A block is as wide as its tokens and as high as the completions that share it. The rows lie in the
+        tree's order, so that those of a process set are neighbours.
+
+        Args:
+            credit: colours each step by its push, the sum of weight × advantage over its completions;
+                without it, by the number of completions.
+            decode: the text of one token id, such as `tokenizer.decode`; without it no text is shown.
+            rewards: (G,) numbers to show beside the completions; None or NaN for an unscored one.
+            max_completions, max_tokens: the picture shows the first of both, and says so if there are more.
+
+        Raises:
+            InputError: a credit or rewards that do not fit the tree, a limit below 1.
+        """
+        from lambda_grpo.tree_picture import View, draw_tree
+
+        return draw_tree(self, View(credit, decode, rewards, max_completions, max_tokens))
+
+    def _repr_html_(self) -> str:
+        return self.picture()._repr_html_()
 
     def __repr__(self) -> str:
         return (

@@ -34,6 +34,11 @@ class TokenCredit:
         """
         return self.weight * self.advantage
 
+    def _repr_html_(self) -> str:
+        from lambda_grpo.tree_picture import draw_credit
+
+        return draw_credit(self)._repr_html_()
+
 
 Credit = Callable[..., TokenCredit]
 
