@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lambda_grpo.intervals import Estimate, bootstrap, resampled_means
+from lambda_grpo.evaluating.intervals import Estimate, bootstrap, resampled_means
 
 Table = Mapping[str, NDArray[np.float64]]
 BASELINES = ("grpo", "lambda_grpo")

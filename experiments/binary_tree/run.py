@@ -26,7 +26,7 @@ from experiments.binary_tree.tree_pictures import CURVE_STEPS
 from experiments.common import resumable_runs
 from lambda_grpo import console
 from lambda_grpo.errors import InputError, unknown_name
-from lambda_grpo.intervals import bootstrap, resampled_means
+from lambda_grpo.evaluating.intervals import bootstrap, resampled_means
 
 MISSED_BELOW = 0.1  # a seed whose target is sampled less often has missed it
 RESUMES_FROM = resumable_runs.FILE

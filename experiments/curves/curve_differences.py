@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lambda_grpo import console
-from lambda_grpo.intervals import Estimate, bootstrap
+from lambda_grpo.evaluating.intervals import Estimate, bootstrap
 from lambda_grpo.training import run_folder
 
 ResultRows = Sequence[Mapping[str, Any]]

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from lambda_grpo.evaluating.evaluation import Evaluation
-from lambda_grpo.intervals import Estimate
+from lambda_grpo.evaluating.intervals import Estimate
 
 CONSOLE = Console()
 

@@ -18,7 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from lambda_grpo import InputError, cli, policy
 from lambda_grpo.evaluating.completions import Sampling, complete, encode
 from lambda_grpo.evaluating.evaluation import Answers, Evaluation, answer, differences, evaluate, summarise
-from lambda_grpo.intervals import Estimate, bootstrap, pass_at_k
+from lambda_grpo.evaluating.intervals import Estimate, bootstrap, pass_at_k
 from lambda_grpo.policy import embedded
 from lambda_grpo.tasks import Problem
 from lambda_grpo.tasks.thinking_sums import CHARACTERS, ThinkingSums

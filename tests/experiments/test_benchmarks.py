@@ -20,7 +20,7 @@ from lambda_grpo.evaluating import benchmark_models
 from lambda_grpo.evaluating.answer_log import Answered, AnswerLog
 from lambda_grpo.evaluating.benchmark_questions import Asking
 from lambda_grpo.evaluating.completions import Sampling
-from lambda_grpo.intervals import bootstrap, bootstrap_mean
+from lambda_grpo.evaluating.intervals import bootstrap, bootstrap_mean
 from lambda_grpo.tasks.asking import PromptFormat
 from lambda_grpo.tasks.benchmarks import BENCHMARKS, last_boxed, load_benchmark, named
 

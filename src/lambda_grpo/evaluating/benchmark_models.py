@@ -23,7 +23,7 @@ from lambda_grpo.evaluating.benchmark_questions import Asking, Sheet, lay_out
 from lambda_grpo.evaluating.completions import Sampling, complete
 from lambda_grpo.evaluating.completions_vllm import VLLMModel
 from lambda_grpo.evaluating.evaluation import check_pass_at, usual_pass_at
-from lambda_grpo.intervals import Floats, bootstrap, bootstrap_mean, pass_at_k
+from lambda_grpo.evaluating.intervals import Floats, bootstrap, bootstrap_mean, pass_at_k
 from lambda_grpo.tasks.asking import in_words
 from lambda_grpo.tasks.benchmarks import BENCHMARKS, Benchmark
 from lambda_grpo.training import run_folder

@@ -12,7 +12,7 @@ import numpy as np
 from lambda_grpo import console, policy
 from lambda_grpo.evaluating.answer_log import AnswerLog
 from lambda_grpo.evaluating.completions import Sampling, encode
-from lambda_grpo.intervals import Floats
+from lambda_grpo.evaluating.intervals import Floats
 from lambda_grpo.tasks.asking import PromptFormat
 from lambda_grpo.tasks.benchmarks import Benchmark
 

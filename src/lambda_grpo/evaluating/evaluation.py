@@ -19,7 +19,7 @@ import torch
 from lambda_grpo.errors import InputError, expect
 from lambda_grpo.evaluating.completions import Sampling as Sampling
 from lambda_grpo.evaluating.completions import complete, encode
-from lambda_grpo.intervals import Estimate, Floats, bootstrap, pass_at_k, ratio
+from lambda_grpo.evaluating.intervals import Estimate, Floats, bootstrap, pass_at_k, ratio
 from lambda_grpo.tasks import Problem, Task
 from lambda_grpo.tasks.task import score
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lambda_grpo.evaluating.evaluation import Evaluation
-from lambda_grpo.intervals import Estimate
+from lambda_grpo.evaluating.intervals import Estimate
 from lambda_grpo.training import run_folder
 
 
