@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from lambda_grpo import console, policy
@@ -199,8 +199,9 @@ def _trainer(model: Any, tokenizer: Any, task: Asked, problems: Splits, settings
     end_completions_at(trainer, task.end_tokens)
     if said := precision.warning(trainer.model, settings.config):
         console.CONSOLE.print(said, markup=False, highlight=False)
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
+    for callback in list(trainer.callback_handler.callbacks):  # the progress bar and the log are ours
+        if type(callback).__name__ in ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback"):
+            trainer.remove_callback(callback)
     if validation:
         trainer.add_callback(CheckMetric())
     if tied := getattr(model, "all_tied_weights_keys", None):
