@@ -3,7 +3,7 @@
     accelerate launch examples/trl_grpo.py --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct \\
         --dataset_name trl-lib/DeepMath-103K --credit lambda_grpo --output_dir out
 
-The data set has the columns `prompt` and `solution`; a local folder of JSONL files will do.
+The data set has the columns `prompt` (chat messages) and `solution`; a local folder of JSONL files will do.
 Needs `lambda-grpo[train,tasks]`.
 """
 

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_trainers import TOKENIZER, qwen2
+from tiny_trainers import qwen2
+
+from lambda_grpo.policy import character_tokenizer
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "trl_grpo.py"
 
@@ -15,9 +17,11 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "trl_grpo.py"
 def test_accelerate_launches_it(tmp_path: Path) -> None:
     model, data = tmp_path / "model", tmp_path / "data"
     qwen2().save_pretrained(model)
-    TOKENIZER.save_pretrained(model)
+    tokenizer = character_tokenizer("abc")
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    tokenizer.save_pretrained(model)
     data.mkdir()
-    rows = [{"prompt": letter, "solution": "$1$"} for letter in "abcabcab"]
+    rows = [{"prompt": [{"role": "user", "content": letter}], "solution": "$1$"} for letter in "abcabcab"]
     (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = [
         f"--model_name_or_path={model}", f"--dataset_name={data}", f"--output_dir={tmp_path / 'out'}", "--use_cpu",
