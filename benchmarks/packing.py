@@ -19,7 +19,6 @@ weights, float32; for the demo's completions also the demo's own policy.
 """
 
 import argparse
-import ctypes
 import json
 import statistics
 import time
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from packing_groups import SHAPES, VOCABULARY, Rows, Shape, demo_rows, make_rows, prompt_only
+from timing import added_memory
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging as transformers_logging
 from trl import GRPOTrainer
@@ -104,17 +104,7 @@ def update(model: torch.nn.Module, way: Way) -> float:
 def extra_memory(model: torch.nn.Module, way: Way) -> float:
     """MB that one forward and backward adds at its peak (Linux only)."""
     model.zero_grad(set_to_none=True)
-
-    def resident(field: str) -> int:
-        with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith(field))
-
-    ctypes.CDLL(None).malloc_trim(0)  # give back what earlier runs left
-    with open("/proc/self/clear_refs", "w") as clear:
-        clear.write("5")
-    before = resident("VmRSS")
-    update(model, way)
-    return (resident("VmHWM") - before) / 1024
+    return added_memory(lambda: update(model, way))[1]
 
 
 def calibrated(model: Any, plain: Any) -> Calibration:

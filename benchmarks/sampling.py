@@ -9,7 +9,6 @@ worked examples are. Memory is the most that a call adds to the process (Linux o
 """
 
 import argparse
-import ctypes
 import json
 import statistics
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timing import added_memory
 from transformers.utils import logging as transformers_logging
 
 from lambda_grpo import policy
@@ -109,17 +109,13 @@ class Run:
 
 
 def timed(run: Way, seed: int) -> Run:
-    def resident(field: str) -> int:
-        with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith(field))
+    def drawn() -> tuple[Any, float]:
+        started = time.perf_counter()
+        completions = run(seed)
+        return completions, time.perf_counter() - started
 
-    ctypes.CDLL(None).malloc_trim(0)  # give back what earlier runs left
-    with open("/proc/self/clear_refs", "w") as clear:
-        clear.write("5")
-    before, started = resident("VmRSS"), time.perf_counter()
-    completions = run(seed)
-    seconds = time.perf_counter() - started
-    return Run(seconds, sum(map(len, completions)), (resident("VmHWM") - before) / 1024)
+    (completions, seconds), memory = added_memory(drawn)
+    return Run(seconds, sum(map(len, completions)), memory)
 
 
 def compare(model: Any, name: str, case: Case, turns: int) -> dict[str, Any]:
