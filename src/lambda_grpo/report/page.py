@@ -95,12 +95,10 @@ def render(content: Mapping[str, Any], version: str = "") -> str:
         version: of the page that `lambda-grpo watch` serves: such a page may ask its server, and nothing
             else, whether there is a newer one. A page without a version asks nothing.
     """
-    script, style = _joined((*_SCRIPTS, _WATCH) if version else _SCRIPTS), _joined(_STYLES)
-    return _template("report.html").render(
-        script=script,
-        style=style,
-        script_hash=_hash(script),
-        style_hash=_hash(style),
+    return _filled(
+        "report.html",
+        title="Hidden process rewards",
+        script=_joined((*_SCRIPTS, _WATCH) if version else _SCRIPTS),
         version=version,
         licence=_asset("vendor/uPlot.LICENSE"),
         data=as_json(content).replace("<", "\\u003c"),
@@ -109,25 +107,34 @@ def render(content: Mapping[str, Any], version: str = "") -> str:
 
 def render_waiting(why: str, version: str) -> str:
     """The page that `lambda-grpo watch` serves while there is nothing to report on, as text."""
-    script, style = _asset(_WATCH), _joined(_STYLES)
-    return _template("waiting.html").render(
-        script=script,
-        style=style,
-        script_hash=_hash(script),
-        style_hash=_hash(style),
+    return _filled(
+        "waiting.html",
+        title="Waiting for rollouts",
+        script=_asset(_WATCH),
         version=version,
         why=printable(why),
     )
 
 
+def _filled(name: str, script: str, **values: str) -> str:
+    """A template with our style and a script, both known to the page's policy by their hashes."""
+    style = _joined(_STYLES)
+    hashes = {"script_hash": _hash(script), "style_hash": _hash(style)}
+    return _template(name).render(script=script, style=style, **hashes, **values)
+
+
 @cache
 def _template(name: str) -> "Template":
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(_asset(name))
+    return environment.get_template(name)
 
 
 def _asset(name: str) -> str:
