@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing import PackedTree
+from lambda_grpo.packing.proof import same_random_numbers
 from lambda_grpo.packing.rows import pack_rows
 
 #      prompt    completion; 0 is padding
@@ -49,10 +50,8 @@ def why_not_packed(packed: PackedPass, plain: PlainPass, vocabulary: int, like: 
     """
     ids = torch.tensor(_ROWS, device=like.device)
     mask, ids = (ids > 0).long(), ids % vocabulary
-    devices = [] if like.device.type == "cpu" else [like.device]
-    kind = like.device.type if devices else "cuda"
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices, device_type=kind):
+        with torch.no_grad(), same_random_numbers(like.device):
             rows = [plain(ids, mask, _WIDTH) for _ in range(2)]
             tree = packed(pack_rows(ids, mask, _WIDTH))
     except (torch.OutOfMemoryError, torch.distributed.DistError):

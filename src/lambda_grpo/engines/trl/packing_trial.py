@@ -5,8 +5,7 @@ Whether packed rows are right here: log-probs and a few gradients of some rows, 
 (`packing/cost.py`). Both are written down at once, so a run that is killed and begins anew decides alike.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from lambda_grpo.packing.proof import (
     outcome,
     parameters_of,
     prove,
+    same_random_numbers,
     some_parameters,
 )
 from lambda_grpo.packing.rows import pack_rows
@@ -58,7 +58,7 @@ class Trial:
         names = some_parameters(self.model) if self.differentiable else []
         parameters = parameters_of(self.model, names)
         tree = pack_rows(rows.ids, rows.mask, rows.width)
-        with _same_random_numbers(rows.ids.device):
+        with same_random_numbers(rows.ids.device):
             plain = outcome(partial(self.plain, rows), rows.real, parameters)
             packed = outcome(partial(self.packed, tree), rows.real, parameters)
             names = names if plain.gradients else []
@@ -99,7 +99,7 @@ class Trial:
         times = []
         for _ in range(_REPEATS):
             started = now(rows.ids.device)
-            with _same_random_numbers(rows.ids.device):
+            with same_random_numbers(rows.ids.device):
                 outcome(score, rows.real, parameters)
             times.append(now(rows.ids.device) - started)
         return min(times)
@@ -116,11 +116,3 @@ def works(tree: PackedTree, config: Any, padded: int, in_blocks: bool) -> tuple[
 def _count_within(rows: PaddedRows, tokens: int) -> int:
     """How many of the first rows have so many tokens; two at least."""
     return max(2, int((rows.mask.sum(dim=1).cumsum(0) <= tokens).sum()))
-
-
-@contextmanager
-def _same_random_numbers(device: torch.device) -> Iterator[None]:
-    """What is drawn inside does not change what is drawn later."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-        yield
