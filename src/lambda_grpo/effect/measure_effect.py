@@ -67,8 +67,7 @@ def measure(wanted: Wanted, output: Path) -> list[Comparison]:
 def _loaded(name: str, groups: Sequence[Group]) -> Any:
     """The model in float32, without dropout, on the device there is; refused if the ids do not fit it."""
     transformers_logging.disable_progress_bar()
-    path = str(console.embedded_policy()) if name == policy.EMBEDDED else name
-    model, tokenizer = policy.load_policy(path, dtype=torch.float32)
+    model, tokenizer = policy.load_policy(console.policy_folder(name), dtype=torch.float32)
     check_fit(groups, tokenizer, model.get_input_embeddings().num_embeddings, name)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
