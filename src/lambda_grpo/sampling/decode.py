@@ -181,9 +181,11 @@ class Decoder:
         plan = self.request.branches
         if plan is None or not len(self.row):
             return tokens
-        for depth, size in zip(plan.depths, self.sizes[1:], strict=True):
+        for depth, factor, size in zip(plan.depths, plan.factors, self.sizes[1:], strict=True):
             at = np.flatnonzero((self.drawn[self.row] == depth) & (self.block > size))
-            for copy in range(1, self.block[at[0]] // size if len(at) else 1):
+            if not len(at):
+                continue
+            for copy in range(1, factor):
                 new = self.row[at] + copy * size
                 for row, to in zip(self.row[at], new, strict=True):
                     self._write_again(row, to)
