@@ -20,10 +20,9 @@ from transformers import GenerationConfig
 
 import lambda_grpo.sampling
 from lambda_grpo.errors import InputError, expect, unknown_name
-from lambda_grpo.sampling.plain import own_settings_off
+from lambda_grpo.sampling import DrawSettings
+from lambda_grpo.sampling.plain import OF_NO_EFFECT, drawing
 
-_GREEDY = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}  # transformers' own: no warning
-_OF_NO_EFFECT = ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")  # on the likeliest token
 _SETTINGS_OF_THEIR_OWN = {"max_new_tokens": "max_completion_length", "max_length": "max_completion_length"}
 _SETTINGS_OF_THEIR_OWN |= {
     name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -211,14 +210,14 @@ def _generate(
 
 def _settings(model: Any, sampling: Sampling, sample: bool) -> dict[str, Any]:
     """What `generate` is told of the sampling; of greedy completions what changes the likeliest token."""
-    told = own_settings_off(model) | {"repetition_penalty": sampling.repetition_penalty}
-    if sampling.min_p:
-        told["min_p"] = sampling.min_p
-    told |= sampling.generation_kwargs
+    penalty = sampling.repetition_penalty
     if not sample:
-        return {name: value for name, value in told.items() if name not in _OF_NO_EFFECT} | _GREEDY
-    drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")}
-    return told | drawn | {"do_sample": True}
+        kwargs = {k: value for k, value in sampling.generation_kwargs.items() if k not in OF_NO_EFFECT}
+        return drawing(model, DrawSettings(temperature=0, repetition_penalty=penalty)) | kwargs
+    drawn = DrawSettings(
+        sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p or None, penalty
+    )
+    return drawing(model, drawn) | dict(sampling.generation_kwargs)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

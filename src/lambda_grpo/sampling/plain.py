@@ -11,11 +11,13 @@ from lambda_grpo.packing.supported import inner_model
 from lambda_grpo.sampling.draw import DrawSettings, log_probs
 from lambda_grpo.sampling.request import Request, Samples
 
-_NEUTRAL = {
+# Settings of transformers' `generate`, each with the value at which it does nothing.
+NEUTRAL = {
     "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
     "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "min_length": 0,
     "min_new_tokens": 0, "guidance_scale": 1.0,
 }  # fmt: skip
+OF_NO_EFFECT = ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")  # on the likeliest token
 
 
 def generate(model: Any, request: Request, reason: str) -> Samples:
@@ -74,14 +76,14 @@ def own_settings_off(model: Any) -> dict[str, Any]:
     transformers fills in from that config what `generate` is not told.
     """
     own = model.generation_config
-    return {name: none for name, none in _NEUTRAL.items() if getattr(own, name, None) not in (None, none)}
+    return {name: none for name, none in NEUTRAL.items() if getattr(own, name, None) not in (None, none)}
 
 
 def drawing(model: Any, settings: DrawSettings) -> dict[str, Any]:
     """The keywords of `generate` that draw as these settings do, whatever settings the model brings."""
     told = own_settings_off(model) | {"repetition_penalty": float(settings.repetition_penalty)}
     if settings.greedy:  # the rest are transformers' own defaults, about which it does not warn
-        told = {name: value for name, value in told.items() if name not in ("min_p", "typical_p")}
+        told = {name: value for name, value in told.items() if name not in OF_NO_EFFECT}
         return told | {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     filters = {"top_p": float(settings.top_p), "top_k": settings.top_k}
     if settings.min_p is not None:

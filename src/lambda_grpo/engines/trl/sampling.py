@@ -24,6 +24,7 @@ from lambda_grpo.engines.trl.checkpoint_state import KeepsState
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing.supported import inner_model
 from lambda_grpo.sampling import DrawSettings, Request, check_can_fork, draw_seed, sample_on_tree
+from lambda_grpo.sampling.plain import NEUTRAL
 
 Sampler = Literal["auto", "tree", "generate"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
@@ -34,11 +35,7 @@ _OURS = _DRAWING | {"max_new_tokens", "do_sample", "eos_token_id"}
 _WITHOUT_EFFECT = {
     "pad_token_id", "bos_token_id", "disable_compile", "transformers_version", "max_length", "use_cache",
 }  # fmt: skip
-_NEUTRAL = {
-    "num_beams": 1, "num_return_sequences": 1, "length_penalty": 1.0, "typical_p": 1.0,
-    "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
-    "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0, "guidance_scale": 1.0,
-}  # fmt: skip
+_NEUTRAL = NEUTRAL | {"num_return_sequences": 1, "length_penalty": 1.0, "encoder_no_repeat_ngram_size": 0}
 
 _logger = logging.getLogger(__name__)
 
