@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A file of tests is one worker's, so that its fixtures are made once; each worker computes on one core.
+PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 READY := $(VENV)/.ready
 VERL := .venv-verl
 export HF_HUB_OFFLINE := 1
@@ -18,13 +20,13 @@ demo-llm: $(READY)
 	$(BIN)/lambda-grpo train --config demo-llm
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow" --durations=10
+	$(PYTEST) -m "not slow" --durations=10
 
 check: $(READY) docs package
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow --durations=10
 	$(BIN)/python benchmarks/tree.py
 	$(BIN)/python benchmarks/overhead.py --quick
 	$(BIN)/python benchmarks/scale.py --quick

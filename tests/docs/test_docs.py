@@ -216,7 +216,8 @@ def test_make_demo(tmp_path: Path) -> None:
     recipe = (ROOT / "Makefile").read_text()
     command = re.search(r"^demo:.*\n\t\$\(BIN\)/(lambda-grpo .*)$", recipe, re.MULTILINE)[1]
     environment = os.environ | {"LAMBDA_GRPO_CACHE": str(tmp_path / "cache")}
-    environment["OMP_NUM_THREADS"] = str(os.cpu_count())
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    environment["OMP_NUM_THREADS"] = str(max(1, os.cpu_count() // workers))
     arguments = [sys.executable, "-m", "lambda_grpo.cli", *command.split()[1:]]
     subprocess.run(arguments, check=True, cwd=tmp_path, env=environment, timeout=1200)
     (results,) = tmp_path.glob("runs/thinking-sums-lambda_grpo-*/results.json")
