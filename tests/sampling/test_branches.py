@@ -47,12 +47,14 @@ def assert_forked(model: Any, samples: Samples, tolerance: float = 2e-5) -> None
     assert samples.sampled_tokens == len(told)
 
 
+@pytest.mark.usefixtures("prefixes")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forked_caches_are_those_of_a_full_pass(family: str) -> None:
     model = make_model(family)
     assert_forked(model, branched(model))
 
 
+@pytest.mark.usefixtures("prefixes")
 def test_rows_wait_for_room_and_come_to_the_same() -> None:
     model = make_model("llama")
     whole = branched(model)

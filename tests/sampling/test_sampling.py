@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from lambda_grpo import sampling
 from lambda_grpo.errors import InputError
 from lambda_grpo.policy import LowRank, adapters, character_tokenizer, load_policy
-from lambda_grpo.sampling import Samples, decode, prefill, sample
+from lambda_grpo.sampling import Samples, decode, prefill, sample, shared_prefix
 
 END = 2
 SHARED = [5, 9, 1, 1, 12, 7, 3, 5, 8]
@@ -67,6 +67,7 @@ def assert_as_generated(model: Any, samples: Samples, tolerance: float = 2e-5) -
             assert (torch.tensor(row) - logps).abs().max() < tolerance
 
 
+@pytest.mark.usefixtures("prefixes")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_equals_generate(family: str, dtype: torch.dtype) -> None:
@@ -80,6 +81,7 @@ def test_greedy_equals_generate(family: str, dtype: torch.dtype) -> None:
     assert max(lengths) == NEW  # the windows of some families are shorter
 
 
+@pytest.mark.usefixtures("prefixes")
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "gemma3"])
 @pytest.mark.parametrize("settings", [{"batch_size": 3}, {"batch_size": 1}, {"cached_tokens": 100}], ids=str)
 def test_rows_that_wait_and_join(
@@ -125,14 +127,23 @@ def assert_sampled_as_told(model: Any) -> None:
         assert (torch.tensor(logps) - expected).abs().max() < 2e-5, i
 
 
+@pytest.mark.usefixtures("prefixes")
 @pytest.mark.parametrize("family", ["gpt2", "qwen3", "mistral"])
 def test_sampled_log_probs_are_those_of_a_full_pass(family: str) -> None:
     assert_sampled_as_told(make_model(family))
 
 
+def of_others(attending: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, model, rows, padding: attending(self, model, np.roll(rows, 1), padding)
+
+
 def plant(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if fault == "cache of another row":
         monkeypatch.setattr(prefill.Prefilled, "layer", roll_rows)
+    elif fault == "prefix of other rows":
+        monkeypatch.setattr(shared_prefix, "_WORTH_BYTES", {"cpu": 0})
+        attending = shared_prefix.SharedPrefixes.attending
+        monkeypatch.setattr(shared_prefix.SharedPrefixes, "attending", of_others(attending))
     elif fault == "position after fan-out":
         monkeypatch.setattr(decode.Decoder, "_step", shift_positions(decode.Decoder._step))
     else:
@@ -144,7 +155,7 @@ def plant(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
-FAULTS = ["cache of another row", "position after fan-out", "who takes whose place"]
+FAULTS = ["cache of another row", "position after fan-out", "prefix of other rows", "who takes whose place"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -156,12 +167,14 @@ def test_planted_faults_are_caught(family: str, fault: str, monkeypatch: pytest.
         assert_sampled_as_told(make_model(family))
 
 
-@pytest.mark.parametrize("fault", FAULTS[:2])
+@pytest.mark.parametrize("fault", FAULTS[:3])
 def test_a_model_that_turns_out_wrong_is_left_to_generate(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first samples are compared with plain passes; those of a model that passed are not."""
     model, proved = make_model("gpt2"), make_model("gpt2")
+    shared = fault == "prefix of other rows"
+    monkeypatch.setattr(shared_prefix, "_WORTH_BYTES", {"cpu": 0 if shared else 1 << 40})
     assert_as_generated(proved, greedy(proved, logprobs=True))
     plant(fault, monkeypatch)
     samples = greedy(model)
@@ -180,6 +193,7 @@ def drawn(model: Any, **settings: Any) -> list[list[int]]:
     return sample(model, PROMPTS, **settings).completions
 
 
+@pytest.mark.usefixtures("prefixes")
 def test_a_completion_depends_on_its_seed_and_place_only() -> None:
     model = make_model("llama")
     once = drawn(model)
@@ -197,6 +211,7 @@ def test_a_completion_depends_on_its_seed_and_place_only() -> None:
     assert drawn(model, seed_or_generator=None) == first
 
 
+@pytest.mark.usefixtures("prefixes")
 def test_a_repetition_penalty_and_filters_are_those_of_generate() -> None:
     model = make_model("llama")
     samples = greedy(model, repetition_penalty=1.7)
@@ -214,6 +229,7 @@ def letters(completions: list[list[int]], count: int) -> str:
 LETTERS = "abcdefghij"  # and three special tokens, as many as the models have
 
 
+@pytest.mark.usefixtures("prefixes")
 def test_end_strings_end_as_those_of_generate() -> None:
     tokenizer, model = character_tokenizer(LETTERS), make_model("llama")
     completions = greedy(model).completions
@@ -224,6 +240,7 @@ def test_end_strings_end_as_those_of_generate() -> None:
     assert samples.completions[::2] == expected != completions[::2]
 
 
+@pytest.mark.usefixtures("prefixes")
 def test_adapters_and_training_mode() -> None:
     import peft
 
@@ -242,6 +259,7 @@ def test_adapters_and_training_mode() -> None:
     assert samples.completions != before
 
 
+@pytest.mark.usefixtures("prefixes")
 def test_bfloat16_is_as_far_from_float32_as_the_full_pass_is() -> None:
     exact, model = make_model("llama").float(), make_model("llama").bfloat16()
     samples = sample(

@@ -1,8 +1,9 @@
 """`sample` draws completions of prompts, and computes each shared prefix once.
 
 The prompts form a trie. The model runs over each token of it once (`prefill`), each row gets its path as its
-cache (`cache`), and all rows are sampled in one batch that rows leave when they end (`decode`, `draw`).
-The first samples of each model are compared with plain passes (`trial`).
+cache (`cache`), but for long prefixes that rows share, which are kept once (`shared_prefix`). All rows are
+sampled in one batch that rows leave when they end (`decode`, `draw`). The first samples of each model are
+compared with plain passes (`trial`).
 Models whose layers cannot fork are sampled by transformers' `generate` (`plain`).
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -29,7 +30,8 @@ from lambda_grpo.sampling.trial import check_samples
 __all__ = ["DrawSettings", "Request", "Samples", "check_can_fork", "draw_seed", "sample", "sample_on_tree"]
 
 _logger = logging.getLogger(__name__)
-_tried: WeakSet[torch.nn.Module] = WeakSet()  # models whose first samples were right
+# Models whose first samples were right: without shared prefixes (False), and with them (True).
+_tried: WeakKeyDictionary[torch.nn.Module, set[bool]] = WeakKeyDictionary()
 
 
 def sample(
@@ -114,12 +116,13 @@ def sample_on_tree(model: Any, request: Request) -> Samples:
     check_can_fork(model)
     with torch.no_grad(), _inference(model):
         try:
-            inner = inner_model(model)
-            if inner in _tried:
-                return Decoder(model, request).run()
+            tried = _tried.setdefault(inner_model(model), set())
+            decoder = Decoder(model, request)
+            if decoder.shares in tried:
+                return decoder.run()
             samples = Decoder(model, replace(request, logprobs=True)).run()
             check_samples(model, request, samples)
-            _tried.add(inner)
+            tried.add(decoder.shares)
             return samples if request.logprobs else replace(samples, logps=None)
         except (torch.OutOfMemoryError, InputError):
             raise

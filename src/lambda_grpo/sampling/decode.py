@@ -3,12 +3,13 @@
 Rows wait in depth-first order of their prompts and join when places are free. Each row draws from random
 numbers of its own. So, except for rounding, its tokens do not depend on when it joins or which rows leave.
 With a `BranchPlan` a block is sampled as one row, its first. At a fork this row is copied, cache and all, to
-the first row of each new block.
+the first row of each new block. The caches of rows lack long prefixes that several share (`shared_prefix`).
 
 R is the number of rows in the batch, V the size of the vocabulary, W the number of columns in the cache.
 """
 
 from collections import deque
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from lambda_grpo.sampling.cache import growing_cache
 from lambda_grpo.sampling.draw import draw, log_probs
 from lambda_grpo.sampling.prefill import Prefilled, cache_argument, prefill
 from lambda_grpo.sampling.request import Request, Samples
-from lambda_grpo.sampling.trie import depth_first
+from lambda_grpo.sampling.shared_prefix import SharedPrefixes, worth_sharing
+from lambda_grpo.sampling.trie import PromptTrie
 
 _WAIT_FOR = 4  # new rows join when a quarter of the batch is free: each time the cache is copied
 
@@ -31,9 +33,12 @@ class Decoder:
     Attributes:
         row: (R,) numbers of the rows in the batch.
         lengths: (R,) tokens of each so far, its prompt's included.
+        shared: (R,) how many of them are in shared prefixes; the cache of the row holds the others.
         block: (R,) the rows of the group that share this row's tokens until the next fork; 1 without
-        branches. logits: (R, V) of the next token.
-        width: W, the longest of these rows.
+            branches.
+        logits: (R, V) of the next token.
+        prefixes: what rows share.
+        worth: which prefixes are shared; None: none of them.
     """
 
     def __init__(self, model: Any, request: Request) -> None:
@@ -42,19 +47,38 @@ class Decoder:
         self.cache = growing_cache(inner.config)
         self.cache_argument = cache_argument(model)
         self.sizes = request.block_sizes
-        self.waiting = deque(row for row in depth_first(request.prompts) if row % self.sizes[0] == 0)
+        self.waiting = deque(
+            row for row in PromptTrie.build(request.prompts).order if row % self.sizes[0] == 0
+        )
         self.row = np.zeros(0, np.int64)
         self.block = np.zeros(0, np.int64)
         self.lengths = np.zeros(0, np.int64)
+        self.shared = np.zeros(0, np.int64)
         self.uniform = np.zeros((0, request.max_new_tokens))
         self.logits = torch.zeros(0)
-        self.width = self.prompt_tokens = self.sampled_tokens = 0
+        self.prompt_tokens = self.sampled_tokens = 0
         total = len(request.prompts)
         self.prompts = [np.asarray(prompt, np.int64) for prompt in request.prompts]
         self.prompt_lengths = np.array([len(prompt) for prompt in self.prompts])
         self.tokens = np.zeros((total, request.max_new_tokens), np.int64)
         self.logps = np.zeros((total, request.max_new_tokens)) if request.logprobs else None
         self.drawn = np.zeros(total, np.int64)
+        self.prefixes = SharedPrefixes()
+        self.worth = self._worth()
+
+    @property
+    def shares(self) -> bool:
+        """Whether rows share prefixes in this run."""
+        return self.worth is not None
+
+    def _worth(self) -> int | None:
+        """What makes a prefix worth sharing; None if there is no such prefix among all prompts."""
+        longest = int(self.prompt_lengths.max()) + self.request.max_new_tokens
+        worth = worth_sharing(inner_model(self.model), self.cache, longest)
+        prompts = [self.request.prompts[row] for row in self.waiting]
+        if worth is None or not PromptTrie.build(prompts).shared_prefixes(worth):
+            return None
+        return worth
 
     def run(self) -> Samples:
         """Sample until no row is left."""
@@ -90,20 +114,26 @@ class Decoder:
         return joining
 
     def _join(self, rows: list[int]) -> None:
-        for part in prefill(self.model, [self.request.prompts[row] for row in rows]):
-            self._admit(part)
-        lengths = self.prompt_lengths[rows]
+        for part in prefill(self.model, [self.request.prompts[row] for row in rows], self.worth):
+            self._admit(part, np.array(rows[len(self.shared) - len(self.row) :]))
         self.row = np.append(self.row, rows)
         self.block = np.append(self.block, np.full(len(rows), self.sizes[0]))
-        self.lengths = np.append(self.lengths, lengths)
+        self.lengths = np.append(self.lengths, self.prompt_lengths[rows])
         self.uniform = np.concatenate([self.uniform, [self.request.uniform(row) for row in rows]])
-        self.width = int(self.lengths.max())
 
-    def _admit(self, part: Prefilled) -> None:
+    def _admit(self, part: Prefilled, rows: np.ndarray) -> None:
+        """Add the rows of a part of the prompts to the cache; they are the first of `rows`."""
         for i, layer in enumerate(self.cache.layers):
             layer.admit(*part.layer(i))
         self.logits = torch.cat([self.logits, part.logits]) if len(self.logits) else part.logits
         self.prompt_tokens += part.tokens
+        self.prefixes.add(part.prefixes, rows, self.sizes[0])
+        self.shared = np.append(self.shared, part.shared)
+
+    @property
+    def width(self) -> int:
+        """W, columns of the cache: what the longest row has beside shared prefixes."""
+        return int((self.lengths - self.shared).max(initial=0))
 
     def _draw(self) -> np.ndarray:
         """(R,) a token for each row, written down."""
@@ -121,12 +151,13 @@ class Decoder:
         return drawn
 
     def _ids(self) -> Tensor:
-        """(R, W) the tokens so far, aligned on the right; the padding repeats a row's own first token.
+        """(R, longest row) the tokens so far, aligned on the right; the padding repeats a row's first token.
 
         A penalty asks which tokens occur, so this padding says nothing new.
         """
-        rows = [self._tail(row, self.width) for row in self.row.tolist()]
-        padded = [np.pad(ids, (self.width - len(ids), 0), constant_values=ids[0]) for ids in rows]
+        width = int(self.lengths.max())
+        rows = [self._tail(row, width) for row in self.row.tolist()]
+        padded = [np.pad(ids, (width - len(ids), 0), constant_values=ids[0]) for ids in rows]
         return torch.from_numpy(np.stack(padded)).to(self.device)
 
     def _tail(self, row: int, count: int) -> np.ndarray:
@@ -164,15 +195,15 @@ class Decoder:
         for row, block in zip(self.row[~going], self.block[~going], strict=True):
             self._write_again(row, np.arange(row + 1, row + block))  # it ended before its fork
         to, source = np.flatnonzero(~going[:count]), count + np.flatnonzero(going[count:])
-        for values in (self.row, self.block, self.lengths, self.uniform, tokens):
+        for values in (self.row, self.block, self.lengths, self.shared, self.uniform, tokens):
             values[to] = values[source]
-        self.row, self.block = self.row[:count], self.block[:count]
+        self.row, self.block, self.shared = self.row[:count], self.block[:count], self.shared[:count]
         self.lengths, self.uniform = self.lengths[:count], self.uniform[:count]
         places = torch.from_numpy(to).to(self.device), torch.from_numpy(source).to(self.device)
-        self.width = int(self.lengths.max(initial=0))
         for layer in self.cache.layers:
             layer.move(*places, count)
             layer.crop_to(self.width)
+        self.prefixes.drop_unused(self.row)
         self.logits = self.logits[:0]
         return tokens[:count]
 
@@ -202,6 +233,7 @@ class Decoder:
         self.row = np.append(self.row, new)
         self.block = np.append(self.block, np.full(len(new), size))
         self.lengths = np.append(self.lengths, self.lengths[at])
+        self.shared = np.append(self.shared, self.shared[at])
         self.uniform = np.concatenate([self.uniform, [self.request.uniform(row) for row in new.tolist()]])
         self.logits = self.logits[:0]
 
@@ -214,15 +246,17 @@ class Decoder:
     def _step(self, tokens: np.ndarray) -> None:
         """Run the model over one new token a row."""
         position = torch.from_numpy(self.lengths).to(self.device)
-        self.width += 1
         self.lengths = self.lengths + 1
-        padding = self.width - self.lengths
-        column = torch.arange(self.width, device=self.device)
-        output = self.model(
-            input_ids=torch.from_numpy(tokens).to(self.device)[:, None],
-            attention_mask=(column >= torch.from_numpy(padding).to(self.device)[:, None]).long(),
-            position_ids=position[:, None],
-            use_cache=True,
-            **{self.cache_argument: self.cache},
-        )
+        width = self.width
+        empty = torch.from_numpy(width - self.lengths + self.shared).to(self.device)[:, None]
+        padding = torch.arange(width, device=self.device) < empty
+        inner = inner_model(self.model)
+        with self.prefixes.attending(inner, self.row, padding) if self.shares else nullcontext():
+            output = self.model(
+                input_ids=torch.from_numpy(tokens).to(self.device)[:, None],
+                attention_mask=(~padding).long(),
+                position_ids=position[:, None],
+                use_cache=True,
+                **{self.cache_argument: self.cache},
+            )
         self.logits = output.logits[:, -1].float()

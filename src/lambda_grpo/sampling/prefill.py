@@ -1,7 +1,8 @@
 """Run prompts through the model, each shared token once: keys, values, and logits of the first drawn token.
 
 The trie of the prompts is one row for the model, and tree attention (`packing.attention`) lets each token see
-its own prefix only. Each prompt's part of the cache is then read off along its path.
+its own prefix only. Each row's part of the cache is then read off along its path, but for the prefixes that
+`shared_prefix` keeps once.
 
 Invariant: keys, values and logits equal those of each prompt in a row of its own.
 """
@@ -20,6 +21,7 @@ from lambda_grpo.errors import InputError
 from lambda_grpo.packing.attention import TreeLayout, bound
 from lambda_grpo.packing.attention.switching import switched
 from lambda_grpo.packing.supported import inner_model
+from lambda_grpo.sampling.shared_prefix import Prefix
 from lambda_grpo.sampling.trie import PromptTrie, chunks
 
 CHUNK_TOKENS = 8192  # unique tokens in one pass: what passes need beside the cache grows with them
@@ -31,15 +33,20 @@ class Prefilled:
 
     Attributes:
         cache: one row, the N unique tokens of the prompts.
-        paths: (R, P) the token of the cache that stands in each row's column, aligned on the right.
+        paths: (R, P) the token of the cache that stands in each row's column, aligned on the right; without
+            the tokens of `prefixes`.
         logits: (R, V) of the first token, float32.
         tokens: N.
+        prefixes: what is kept once, of all layers.
+        shared: (R,) how many tokens of each row's prompt are in `prefixes`.
     """
 
     cache: DynamicCache
     paths: Tensor
     logits: Tensor
     tokens: int
+    prefixes: list[Prefix]
+    shared: np.ndarray
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """(R, heads, P, features) keys and values of a layer, fanned out to the rows."""
@@ -49,21 +56,22 @@ class Prefilled:
     def _fan_out(self, packed: Tensor) -> Tensor:
         rows, width = self.paths.shape
         found = packed[0].index_select(1, self.paths.flatten())
-        return found.view(len(found), rows, width, -1).transpose(0, 1)
+        return found.view(len(found), rows, width, packed.shape[-1]).transpose(0, 1)
 
 
-def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> Iterator[Prefilled]:
+def prefill(model: Any, prompts: Sequence[Sequence[int]], worth: int | None = None) -> Iterator[Prefilled]:
     """Run over the prompts, in parts of at most `CHUNK_TOKENS` unique tokens.
 
     Args:
         model: as it was given, maybe with adapters.
         prompts: in depth-first order, maybe repeated.
+        worth: which prefixes are kept once, see `PromptTrie.shared_prefixes`; None: none of them.
 
     Raises:
         InputError: a model whose layers cannot fork.
     """
     for part in chunks(prompts, CHUNK_TOKENS):
-        yield _run(model, PromptTrie.build(prompts[part]))
+        yield _run(model, PromptTrie.build(prompts[part]), worth)
 
 
 def cache_argument(model: Any) -> str:
@@ -72,12 +80,11 @@ def cache_argument(model: Any) -> str:
     return "cache" if "cache" in parameters else "past_key_values"
 
 
-def _run(model: Any, trie: PromptTrie) -> Prefilled:
+def _run(model: Any, trie: PromptTrie, worth: int | None) -> Prefilled:
     inner = inner_model(model)
     device = inner.device
-    ids, position, end, paths = (
-        torch.from_numpy(values).to(device)
-        for values in (trie.ids, trie.position, trie.subtree_end, trie.paths)
+    ids, position, end = (
+        torch.from_numpy(values).to(device) for values in (trie.ids, trie.position, trie.subtree_end)
     )
     last, row = (torch.from_numpy(x).to(device) for x in np.unique(trie.last, return_inverse=True))
     cache = DynamicCache()
@@ -99,4 +106,11 @@ def _run(model: Any, trie: PromptTrie) -> Prefilled:
         hook.remove()
     if binding.layers != inner.config.get_text_config().num_hidden_layers:
         raise InputError(f"{type(inner).__name__}: not all of its layers attend to a tree of prompts")
-    return Prefilled(cache, paths, output.logits[0].float()[row], len(ids))
+    found = [] if worth is None else trie.shared_prefixes(worth)
+    shared = np.zeros(len(trie.lengths), np.int64)
+    for stretch in found:
+        shared[slice(*stretch.rows)] += len(stretch.tokens)
+    width = int((trie.lengths - shared).max())
+    paths = torch.from_numpy(trie.paths[:, trie.paths.shape[1] - width :]).to(device)
+    prefixes = [Prefix.of(cache, stretch) for stretch in found]
+    return Prefilled(cache, paths, output.logits[0].float()[row], len(ids), prefixes, shared)

@@ -21,6 +21,19 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
+class SharedPrefix:
+    """A stretch of tokens that several rows have in common.
+
+    Attributes:
+        tokens: (S,) their places in the packed row, along the path.
+        rows: first row, and one past the last.
+    """
+
+    tokens: Ints
+    rows: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
 class PromptTrie:
     """The unique tokens of some rows' prompts, depth first.
 
@@ -66,15 +79,46 @@ class PromptTrie:
         """(R,) the packed token that each prompt ends with."""
         return self.paths[:, -1]
 
+    @property
+    def order(self) -> list[int]:
+        """The rows in depth-first order, in which those that share a prefix are neighbours.
 
-def depth_first(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """The numbers of the prompts, in an order in which those that share a prefix are neighbours.
+        >>> PromptTrie.build([[1, 2], [3], [1, 4], [1, 2]]).order
+        [0, 3, 2, 1]
+        """
+        return [int(row) for row in np.argsort(self.last, kind="stable")]
 
-    >>> depth_first([[1, 2], [3], [1, 4], [1, 2]])
-    [0, 3, 2, 1]
-    """
-    last = PromptTrie.build(prompts).last
-    return [int(row) for row in np.argsort(last, kind="stable")]
+    def shared_prefixes(self, worth: int) -> list[SharedPrefix]:
+        """Stretches that are worth being kept once; one after the other they are the beginning of a row.
+
+        Args:
+            worth: kept is a stretch whose further copies, one a row, would hold so many tokens. A shorter one
+                is joined to the next on its path.
+
+        The rows must be in depth-first order.
+
+        >>> trie = PromptTrie.build([[1, 2, 3], [1, 2, 4, 5], [1, 2, 4, 5]])
+        >>> [(prefix.tokens.tolist(), prefix.rows) for prefix in trie.shared_prefixes(3)]
+        [([0, 1], (0, 3))]
+        >>> [(prefix.tokens.tolist(), prefix.rows) for prefix in trie.shared_prefixes(2)]
+        [([0, 1], (0, 3)), ([3, 4], (1, 3))]
+        """
+        first = np.searchsorted(self.last, np.arange(len(self.ids)))
+        stop = np.searchsorted(self.last, self.subtree_end)
+        goes_on = np.diff(self.position) == 1  # the token before is then the parent
+        starts = np.flatnonzero(np.append(True, ~goes_on | (np.diff(first) != 0) | (np.diff(stop) != 0)))
+        waiting: dict[int, Ints] = {}  # by the last token of a stretch: what its path has not kept yet
+        found = []
+        for start, end in zip(starts, np.append(starts[1:], len(self.ids)), strict=True):
+            rows, tokens = (int(first[start]), int(stop[start])), np.arange(start, end)
+            if self.position[start]:
+                column = self.paths.shape[1] - self.lengths[rows[0]] + self.position[start]
+                tokens = np.append(waiting[self.paths[rows[0], column - 1]], tokens)
+            if len(tokens) * (rows[1] - rows[0] - 1) >= worth:
+                found.append(SharedPrefix(tokens, rows))
+                tokens = tokens[:0]
+            waiting[int(end) - 1] = tokens
+        return found
 
 
 def chunks(prompts: Sequence[Sequence[int]], tokens: int) -> Iterator[slice]:

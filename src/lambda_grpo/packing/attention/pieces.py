@@ -123,7 +123,7 @@ class _Attend(torch.autograd.Function):
             merged: tuple[Tensor, Tensor] | None = None
             for piece in block.pieces:
                 part = kernel.forward(q[:, :, own], _take(k, piece.keys), _take(v, piece.keys), piece, scores)
-                merged = part if merged is None else _merge(merged, part)
+                merged = part if merged is None else merge(merged, part)
             assert merged is not None  # a query sees at least itself
             out[:, :, own], lse[:, :, own] = merged
         ctx.save_for_backward(q, k, v, out, lse)
@@ -152,7 +152,8 @@ class _Attend(torch.autograd.Function):
         return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
 
 
-def _merge(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def merge(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Output (…, E) and log-sum-exp (…) over the keys of two pieces, from those over each."""
     lse = torch.logaddexp(one[1], other[1])
     weights = ((part[1] - lse).exp().unsqueeze(-1) for part in (one, other))
     a, b = (part[0] * weight for part, weight in zip((one, other), weights, strict=True))

@@ -15,16 +15,19 @@ from lambda_grpo.errors import InputError
 from lambda_grpo.packing.attention import IMPLEMENTATION, TreeMask
 
 
-def use_tree_attention(model: Any) -> None:
+def use_tree_attention(model: Any, implementation: str = IMPLEMENTATION) -> None:
     """Switch the text part of a transformers model to tree attention; outside `bound` it stays plain SDPA.
+
+    Args:
+        implementation: the registered name of another attention that knows of trees.
 
     Raises:
         InputError: transformers cannot switch this model's attention.
     """
     text = text_part(model)
-    if text.config._attn_implementation != IMPLEMENTATION:
-        text.set_attn_implementation(IMPLEMENTATION)
-    if text.config._attn_implementation != IMPLEMENTATION:
+    if text.config._attn_implementation != implementation:
+        text.set_attn_implementation(implementation)
+    if text.config._attn_implementation != implementation:
         raise InputError(
             f"{type(model).__name__}: its attention does not go through transformers' attention interface, "
             "so it cannot be told about trees; train it without tree packing"
@@ -38,7 +41,7 @@ def text_part(model: Any) -> Any:
 
 
 @contextmanager
-def switched(model: Any) -> Iterator[str]:
+def switched(model: Any, implementation: str = IMPLEMENTATION) -> Iterator[str]:
     """Inside, the layers of a transformers model take trees; afterwards its attention is what it was.
 
     Gives the name of the attention that the model uses for plain rows.
@@ -52,7 +55,7 @@ def switched(model: Any) -> Iterator[str]:
     before = [(config, config._attn_implementation) for config in _configs(model)]
     own: str = text_part(model).config._attn_implementation
     try:
-        use_tree_attention(model)
+        use_tree_attention(model, implementation)
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             _switch_when_recomputed(model)
         yield own
