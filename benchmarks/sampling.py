@@ -5,6 +5,10 @@ n-th token of the vocabulary ends a row, so that lengths are near geometric with
 `own`: prompts share nothing with each other; `shared`: all but the last 20 tokens are common to all prompts, as
 worked examples are. Memory is the most that a call adds to the process (Linux only).
 
+`limit` is the share of the tree's seconds that its matrix products would take at the rate of large ones: two
+operations for each weight and token, each prompt token run once. The rest is attention, drawing, and products that
+are too small for that rate.
+
     python benchmarks/sampling.py [--model FOLDER] [--case NAME …] [--turns 3] [-o FILE]
 """
 
@@ -23,11 +27,12 @@ from timing import added_memory
 from transformers.utils import logging as transformers_logging
 
 from lambda_grpo import policy
-from lambda_grpo.sampling import sample
+from lambda_grpo.packing.cost import flops_per_second
+from lambda_grpo.sampling import Samples, sample
 
 PROMPTS, COMPLETIONS, OWN = 8, 8, 20
 
-Way = Callable[[int], list[list[int]]]
+Way = Callable[[int], list[list[int]] | Samples]
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,11 @@ def ways(model: Any, case: Case) -> dict[str, Way]:
     ends = end_tokens(model, case, prompts)
     rows = torch.tensor([prompt for prompt in prompts for _ in range(COMPLETIONS)])
 
-    def ours(seed: int) -> list[list[int]]:
+    def ours(seed: int) -> Samples:
         return sample(
             model, prompts, num_completions=COMPLETIONS, max_new_tokens=case.limit, eos_token_ids=ends,
             seed_or_generator=seed,
-        ).completions  # fmt: skip
+        )  # fmt: skip
 
     def theirs(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
@@ -101,21 +106,34 @@ def ways(model: Any, case: Case) -> dict[str, Way]:
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds, tokens, and MB that one call added at its peak (Linux only)."""
+    """Seconds, drawn tokens, unique tokens of prompts, and MB that one call added at its peak (Linux only)."""
 
     seconds: float
     tokens: int
+    prompt_tokens: int
     memory: float
 
 
 def timed(run: Way, seed: int) -> Run:
     def drawn() -> tuple[Any, float]:
         started = time.perf_counter()
-        completions = run(seed)
-        return completions, time.perf_counter() - started
+        samples = run(seed)
+        return samples, time.perf_counter() - started
 
-    (completions, seconds), memory = added_memory(drawn)
-    return Run(seconds, sum(map(len, completions)), memory)
+    (samples, seconds), memory = added_memory(drawn)
+    if isinstance(samples, Samples):
+        return Run(seconds, sum(map(len, samples.completions)), samples.prompt_tokens, memory)
+    return Run(seconds, sum(map(len, samples)), 0, memory)
+
+
+def least_seconds(model: Any, run: Run) -> float:
+    """What the matrix products of a run on the tree would take at the rate of large ones."""
+    head = model.get_output_embeddings().weight.numel()
+    layers = sum(p.numel() for p in model.get_decoder().parameters() if p.ndim == 2)
+    layers -= model.get_input_embeddings().weight.numel()
+    tokens = run.prompt_tokens + run.tokens
+    rate = flops_per_second(torch.get_num_threads(), model.device.type, model.dtype)
+    return float(2 * (layers * tokens + head * run.tokens) / rate)
 
 
 def compare(model: Any, name: str, case: Case, turns: int) -> dict[str, Any]:
@@ -131,18 +149,19 @@ def compare(model: Any, name: str, case: Case, turns: int) -> dict[str, Any]:
     rate = {way: statistics.median(run.tokens / run.seconds for run in runs[way]) for way in both}
     mean = {way: sum(run.tokens for run in runs[way]) / turns / PROMPTS / COMPLETIONS for way in both}
     ratio = rate["tree"] / rate["generate"]
+    limit = statistics.median(least_seconds(model, run) / run.seconds for run in runs["tree"])
     print(
         f"{name:<18}"
         + "".join(f" {median[way]:>8.2f}" for way in both)
         + "".join(f" {rate[way]:>8.1f}" for way in both)
-        + f" {ratio:>6.2f}× "
+        + f" {ratio:>6.2f}× {limit:>5.0%}"
         + "".join(f" {memory[way]:>7.0f}" for way in both)
         + "".join(f" {mean[way]:>6.1f}" for way in both),
         flush=True,
     )
     seconds = {way: [run.seconds for run in runs[way]] for way in both}
     row = {"seconds": seconds, "rate": rate, "ratio": ratio, "memory_mb": memory, "mean_length": mean}
-    return {"case": name, **row}
+    return {"case": name, **row, "share_of_limit": limit}
 
 
 def main() -> None:
@@ -162,11 +181,11 @@ def main() -> None:
     print(
         f"{model.num_parameters() / 1e6:.1f}M parameters, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
-    print(f"{'':<18} {'seconds':>17} {'tokens/s':>17} {'':>7}  {'MB':>15} {'mean length':>13}")
+    print(f"{'':<18} {'seconds':>17} {'tokens/s':>17} {'':>13} {'MB':>15} {'mean length':>13}")
     print(
         f"{'case':<18}"
         + (f" {'generate':>8} {'tree':>8}" * 2)
-        + f" {'ratio':>7}  {'gen.':>7} {'tree':>7} {'gen.':>6} {'tree':>6}"
+        + f" {'ratio':>7} {'limit':>5} {'gen.':>7} {'tree':>7} {'gen.':>6} {'tree':>6}"
     )
     rows = [compare(model, name, CASES[name], args.turns) for name in names]
     if args.output:
