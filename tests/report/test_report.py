@@ -148,16 +148,25 @@ class _Decoder:
         return " ".join(self.words[i] for i in ids)
 
 
-def test_a_character_cut_by_a_step_belongs_to_the_next(tmp_path):
+@pytest.mark.parametrize(
+    ("completions", "expected"),
+    [
+        # é is c3 a9, è is c3 a8: the step they share ends within the character.
+        (["aéb".encode(), "aèb".encode()], ["a", "èb", "éb"]),
+        # The first ends there, with half a character; the second goes on.
+        (["aé".encode()[:-1], "aéb".encode()], ["a", "éb"]),
+        ([b"a", "aé".encode()[:-1]], ["a", "\ufffd"]),
+    ],
+)
+def test_a_character_cut_by_a_step_belongs_to_the_next(tmp_path, completions, expected):
     class Bytes:
         def decode(self, ids):
             return bytes(ids).decode("utf-8", "replace")
 
-    # é is c3 a9, è is c3 a8: the step they share ends within the character.
-    rows = [{"group": 0, "token_ids": list(t.encode()), "reward": 0} for t in ("aéb", "aèb")]
+    rows = [{"group": 0, "token_ids": list(each), "reward": 0} for each in completions]
     group = next(iter(RolloutReader([write_jsonl(tmp_path / "r.jsonl", rows)])))
     texts, _ = step_texts(group, ProcessTree.build(group.token_ids), Bytes())
-    assert texts == ["a", "èb", "éb"]
+    assert texts == expected
 
 
 # The report

@@ -109,9 +109,11 @@ def step_texts(group: Group, tree: ProcessTree, tokeniser: Tokeniser | None) -> 
 
     Exact if the tokens' own strings or the policy's tokenizer are at hand. Else steps are found in the
     completions' texts by their common characters: a step's end may be off by a part of a token. Along a
-    path the texts join to the whole completion in any case.
+    path the texts join to the whole completion in any case, except that half a character at the end of a
+    completion is not shown if another completion goes on there.
     """
-    member = tree.order[tree.first].tolist()
+    # The last completion of a step: if any of them goes on after the step, this one does.
+    member = tree.order[tree.first + tree.size - 1].tolist()
     spans = list(zip(member, tree.start.tolist(), tree.end.tolist(), strict=True))
     strings = group.token_texts
     if group.tokens_from == FALLBACK:
