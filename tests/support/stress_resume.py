@@ -8,6 +8,7 @@ run folder drawn over all of them: so half-written and half-deleted files do occ
 timings), rollouts and results are compared bit for bit. `tests/trl_engine/test_resume.py` runs three trials.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -58,8 +59,11 @@ def command(model: Path, folder: Path, name: str) -> list[str]:
     return ["train", f"--model={model}", f"--output_dir={folder}", *COMMON, *SETTINGS[name]]
 
 
-def attempt(arguments: list[str], folder: Path, *, seconds: float = 0, operation: int = 0) -> Attempt:
-    """Train, and kill the process `seconds` after the run folder is begun, or at a file operation in it."""
+def attempt(
+    arguments: list[str], folder: Path, *, seconds: float = 0, operation: int = 0, file: Path | None = None
+) -> Attempt:
+    """Train, and kill the process `seconds` after the run folder is begun, at a file operation in it, or once
+    a file is there."""
     counter = folder.with_suffix(".count")
     child = [sys.executable, __file__, "--child", str(folder), str(operation), str(counter), *arguments]
     with tempfile.TemporaryFile() as output:
@@ -67,7 +71,8 @@ def attempt(arguments: list[str], folder: Path, *, seconds: float = 0, operation
         begun = 0.0
         while process.poll() is None:
             begun = begun or (time.monotonic() if (folder / ".lock").exists() else 0.0)
-            if seconds and begun and time.monotonic() - begun > seconds:
+            late = seconds and begun and time.monotonic() - begun > seconds
+            if late or (file and file.exists()):
                 process.kill()
                 process.wait()
                 break
@@ -111,7 +116,7 @@ def content(folder: Path) -> dict[str, Any]:
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             found[name] = [{key: row[key] for key in row if key not in TIMINGS} for row in rows]
         elif path.name == "model.safetensors":
-            found[name] = path.read_bytes()
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.name in ("results.json", "compare.json"):
             found[name] = without(json.loads(path.read_text()), ("seconds", "resumed_from", "settings"))
         elif path.is_file() and path.name != ".lock":
