@@ -8,17 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import stress_resume
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from report_texts import shown_completions
 from tiny_trainers import assert_close, gradients, make_trainer, reward
 from trl import GRPOTrainer
 
 from lambda_grpo import cli
 from lambda_grpo.engines.trl import LambdaGRPOTrainer
-from lambda_grpo.policy import load_policy
+from lambda_grpo.policy import load_policy, load_tokenizer
 from lambda_grpo.training import checkpoint_folders
 
 pytestmark = pytest.mark.slow
@@ -92,13 +94,17 @@ def test_lora_packed_and_plain(folder: Path, policy: tuple[Any, Any]) -> None:
 
 
 def test_killed_and_resumed(folder: Path, smollm2_folder: Path) -> None:
-    """`kill -9` in the second step; weights, metrics, rollouts and results are those of a run without it."""
+    """`kill -9` in the second step; weights, metrics, rollouts and results are those of a run without it.
+
+    The report shows what the tokenizer makes of the sampled tokens.
+    """
 
     def command(run: Path) -> list[str]:
         return [
-            "train", f"--model={smollm2_folder}", f"--output_dir={run}", "--task=largest", "--max_steps=2", "--save_steps=1",
-            "--save_total_limit=1", "--per_device_train_batch_size=8", "--num_generations=4", "--max_completion_length=8",
-            "--train_problems=4", "--eval_problems=2", "--learning_rate=1e-5", "--use_cpu",
+            "train", f"--model={smollm2_folder}", f"--output_dir={run}", f"--task={stress_resume.TASK}:Varied", "--chat=off",
+            "--max_steps=2", "--save_steps=1", "--save_total_limit=1", "--learning_rate=1e-5", "--use_cpu",
+            "--per_device_train_batch_size=4", "--num_generations=2", "--max_completion_length=8",
+            "--train_problems=4", "--eval_problems=1",
         ]  # fmt: skip
 
     run = folder / "run"
@@ -109,8 +115,20 @@ def test_killed_and_resumed(folder: Path, smollm2_folder: Path) -> None:
     assert cli.main(command(run)) == 0
     results = json.loads((run / "results.json").read_text())
     assert (results["steps"], results["resumed_from"]) == (2, 1)
+    assert_report_shows_rollouts(run, load_tokenizer(str(smollm2_folder)))
     found = stress_resume.content(run)
     shutil.rmtree(run)
     gc.collect()
     assert cli.main(command(run)) == 0
     assert stress_resume.differences(stress_resume.content(run), found) == []
+
+
+def assert_report_shows_rollouts(run: Path, tokenizer: Any) -> None:
+    sampled: dict[tuple[int, str], list[str]] = {}
+    for path in sorted((run / "rollouts").iterdir()):
+        for row in pq.read_table(path).to_pylist():
+            texts = sampled.setdefault((row["step"], str(row["group"])), [])
+            texts.append(tokenizer.decode(row["token_ids"]))
+    groups = json.loads((run / "report.json").read_text())["groups"]
+    assert {(group["step"], group["group"]): shown_completions(group) for group in groups} == sampled
+    assert len(sampled) == 4
