@@ -37,14 +37,17 @@ def policy_folder(model: str) -> str:
     return policy.model_folder(model)
 
 
-def run_starts(folder: Path, resumed_from: int | None, processes: int = 1) -> None:
-    """Say where the run is, where it goes on, and how it would after a kill."""
-    if resumed_from is not None:
-        CONSOLE.print(f"{folder}: goes on from the checkpoint of step {resumed_from}", markup=False)
-        return
+def run_starts(folder: Path, processes: int = 1) -> None:
+    """Say where the run is, and how it would go on after a kill."""
     again = shlex.join(["lambda-grpo", "train", "--config", str(folder / "config.yaml")])
     how = f", started as {processes} processes again," if processes > 1 else ""
-    CONSOLE.print(f"{folder}: if this is stopped, `{again}`{how} goes on", markup=False)
+    told = f"{folder}: if this is stopped, `{again}`{how} goes on"
+    CONSOLE.print(told, markup=False, soft_wrap=True)  # a line break would end a command that is copied
+
+
+def run_goes_on(folder: Path, step: int) -> None:
+    """Say where a run that was stopped goes on."""
+    CONSOLE.print(f"{folder}: goes on from the checkpoint of step {step}", markup=False)
 
 
 def run_finished(folder: Path) -> None:

@@ -1,6 +1,8 @@
 """`--compare`: the same start, seed and data for every credit; equal credits give equal runs."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,12 @@ def test_equal_credits_give_equal_runs(
     shown = capsys.readouterr().out
     for words in ("before", "lambda_grpo", "twin", "validation", "sampled", "at step 2"):
         assert words in shown
+
+    # What it says at its start goes on with all runs, and not with one of them alone.
+    (said,) = re.findall(r"if this is stopped, `(.*)` goes on$", shown, re.M)  # on one line, to be copied
+    (folder / "compare.json").unlink()
+    assert cli.main(shlex.split(said)[1:]) == 0
+    assert json.loads((folder / "compare.json").read_text())["credits"] == content["credits"]
 
     # Each run's config.yaml repeats it alone.
     again = tmp_path / "again"

@@ -37,7 +37,7 @@ def compare(settings: TrainSettings) -> Path:
         console.run_finished(run.folder)
     else:
         with start_or_resume.opened(run):
-            multi_rank.on_first(lambda: run_folder.write_yaml(run.folder / "config.yaml", settings.explicit))
+            multi_rank.on_first(lambda: _begin(run))
             _train_each(run.folder, settings)
     multi_rank.on_first(lambda: _show(settings))
     return run.folder
@@ -48,10 +48,15 @@ def _finished(run: start_or_resume.WantedRun) -> bool:
     return start_or_resume.finished(run)
 
 
+def _begin(run: start_or_resume.WantedRun) -> None:
+    run_folder.write_yaml(run.folder / "config.yaml", run.settings)
+    console.run_starts(run.folder, multi_rank.count())
+
+
 def _train_each(folder: Path, settings: TrainSettings) -> None:
     compared: dict[str, Trained] = {}
     for credit in settings.credits:
-        compared[credit] = train(settings.for_credit(credit))
+        compared[credit] = train(settings.for_credit(credit), alone=False)
         gc.collect()  # trainers refer to themselves; the next one needs the memory
     if multi_rank.is_first():
         _write(folder, settings, compared)

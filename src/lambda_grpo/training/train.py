@@ -60,8 +60,11 @@ class _Trainer(LambdaGRPOTrainer):
         super()._save_checkpoint(*args, **kwargs)
 
 
-def train(settings: TrainSettings) -> Trained:
+def train(settings: TrainSettings, *, alone: bool = True) -> Trained:
     """Train one policy, or go on with the unfinished run in the folder; of a finished one, say how it went.
+
+    Args:
+        alone: false for a run of a comparison, which says itself how to go on with all of its runs.
 
     Raises:
         InputError: an unknown task, an unreadable model, an output folder that holds something else or is in
@@ -86,7 +89,7 @@ def train(settings: TrainSettings) -> Trained:
     problems = _draw(asked, settings)
     encode(tokenizer, problems.test[0].prompt, asked.chat_template_kwargs)
     with start_or_resume.opened(run) as checkpoint:
-        multi_rank.on_first(lambda: _begin(run, checkpoint))
+        multi_rank.on_first(lambda: _begin(run, checkpoint, alone))
         model, tokenizer = loaded or _embedded(how["dtype"])
         if multi_rank.is_first():
             with run_folder.folder_written_whole(run.folder / "tokenizer") as aside:
@@ -100,10 +103,12 @@ def _finished(run: start_or_resume.WantedRun) -> Trained | None:
     return results.read(run.folder) if start_or_resume.finished(run) else None
 
 
-def _begin(run: start_or_resume.WantedRun, checkpoint: Path | None) -> None:
+def _begin(run: start_or_resume.WantedRun, checkpoint: Path | None, alone: bool) -> None:
     run_folder.write_yaml(run.folder / "config.yaml", run.settings)
-    step = checkpoint_folders.step_of(checkpoint) if checkpoint else None
-    console.run_starts(run.folder, step, multi_rank.count())
+    if checkpoint:
+        console.run_goes_on(run.folder, checkpoint_folders.step_of(checkpoint))
+    elif alone:
+        console.run_starts(run.folder, multi_rank.count())
 
 
 def _embedded(dtype: Any) -> tuple[Any, Any]:
