@@ -468,6 +468,25 @@ def test_tokens_that_hold_a_character_are_all_that_end_a_completion() -> None:
     assert tokens_holding(tokenizer, []) == []
 
 
+@pytest.mark.parametrize("stop", ["END", ("\n", ""), (3,), 3])
+def test_a_stop_that_would_mean_something_else(stop: Any) -> None:
+    """A text alone would be read as its characters, and an empty text would end every completion at once."""
+    task = ThinkingSums()
+    task.stop = stop  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"stop of the task ThinkingSums: got .*expected a tuple of texts"):
+        Asked(task, PromptFormat(), tokenizer_with())
+
+
+def test_a_stop_that_never_comes() -> None:
+    """Nothing ends generation but the model's own end tokens and the longest length; all of it is scored."""
+    task = ThinkingSums()
+    task.stop = ["§", "never"]  # type: ignore[attr-defined]
+    task.score = lambda problem, completion: len(completion)  # type: ignore[method-assign]
+    asked = Asked(task, PromptFormat(), tokenizer_with())
+    assert (asked.stop, asked.ends_at, asked.end_tokens) == (("§", "never"), (), [])
+    assert asked.score(asked.problems("train", 1, 0)[0], "nev er") == 6
+
+
 def test_scores_see_what_stood_before_the_stop() -> None:
     asked = Asked(get_task(f"{TASKS}:Line"), PromptFormat(), tokenizer_with())
     (problem,) = asked.problems("train", 1, 0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lambda_grpo.errors import InputError, expect
-from lambda_grpo.tasks.task import Problem, Split, Task, before_stop
+from lambda_grpo.tasks.task import Problem, Split, Task, before_stop, stop_texts
 
 CHAT = ("auto", "on", "off")
 _OURS = ("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length",
@@ -122,12 +122,12 @@ class Asked:
         end_tokens: the ids of all tokens that hold one of `ends_at`.
 
     Raises:
-        InputError: (from `problems` and `formatted`) as `PromptFormat.apply`.
+        InputError: as `stop_texts`; from `problems` and `formatted`, as `PromptFormat.apply`.
     """
 
     def __init__(self, task: Task, how: PromptFormat, tokenizer: Any) -> None:
         self._task, self._tokenizer, self.how = task, tokenizer, how
-        self.stop: tuple[str, ...] = tuple(getattr(task, "stop", ()))
+        self.stop = stop_texts(task)
         self.ends_at = tuple(text for text in self.stop if len(text) == 1 and text.isascii() and text != " ")
         self.end_tokens = tokens_holding(tokenizer, self.ends_at)
 

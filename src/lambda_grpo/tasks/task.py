@@ -78,6 +78,23 @@ def score(task: Task, problem: Problem, completion: str) -> float | None:
     )
 
 
+def stop_texts(task: Task) -> tuple[str, ...]:
+    """The texts that end a completion of the task, its `stop`.
+
+    Raises:
+        InputError: one text alone, whose characters would each end a completion; an empty one, which would
+            end every completion at once; something else.
+    """
+    given = getattr(task, "stop", ())
+    texts = given if isinstance(given, Sequence) and not isinstance(given, str) else [None]
+    if not all(isinstance(text, str) and text for text in texts):
+        raise InputError(
+            f"stop of the task {type(task).__name__}: got {given!r}, expected a tuple of texts, none of them "
+            "empty, such as ('\\n',)"
+        )
+    return tuple(texts)
+
+
 def before_stop(completion: str, stop: Sequence[str]) -> str:
     """The part of a completion before the first stop text; all of it if it holds none.
 
