@@ -153,6 +153,17 @@ def test_a_difference_on_the_same_problems_has_an_interval(tmp_path, lift, words
     assert words in said["answers"][0]
 
 
+def test_a_difference_is_between_last_steps_of_both(tmp_path):
+    """Run a met p at step 0, b met it at step 4, which is the last of both."""
+    paths = []
+    for name, first, last in (("a", "p", "x"), ("b", "y", "p")):
+        rows = [*group(0, 0, first, [1, 0]), *group(4, 0, last, [1, 1])]
+        paths.append(write_jsonl(tmp_path / f"{name}.jsonl", rows))
+    said = content_of(*paths)["comparison"]
+    assert (said["window"], said["pairs"][0]["met"], said["pairs"][0]["other_step"]) == ([4, 4], 1, 1)
+    assert said["figures"]["training"][0]["differences"] == [None, None]
+
+
 def test_runs_of_unequal_length_are_compared_where_both_are(tmp_path):
     short, long = (write_run(tmp_path / f"{n}", steps=n, groups=3, seed=0) for n in (5, 10))
     content = content_of(short, long)
