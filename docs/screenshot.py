@@ -1,7 +1,8 @@
 """The pictures of the report in the README: `python docs/screenshot.py PATH… [--tokenizer PATH]`.
 
-Writes docs/images/report.png (the explorer) and docs/images/report-overview.png. PATHs are rollouts, as
-`lambda-grpo report` takes them. Needs chromium, playwright and Pillow.
+Of one run it writes docs/images/report.png (the explorer) and docs/images/report-overview.png, of several
+runs docs/images/report-runs.png. PATHs are rollouts, as `lambda-grpo report` takes them. Needs chromium,
+playwright and Pillow.
 """
 
 import argparse
@@ -57,6 +58,24 @@ def take(page: Any, group: str) -> None:
         print(path, path.stat().st_size, "bytes")
 
 
+def take_runs(page: Any) -> None:
+    """Who got what right, and the same prompt of each run."""
+    picture = IMAGES / "report-runs.png"
+    page.locator(".problems").evaluate_all(
+        "lists => lists.forEach((list) => (list.style.maxHeight = '150px'))"
+    )
+    top, bottom = page.locator("#problems").bounding_box(), page.locator("#pair").bounding_box()
+    clip = {
+        "x": 0,
+        "y": top["y"] + page.evaluate("scrollY") - 16,
+        "width": 1180,
+        "height": bottom["y"] + bottom["height"] - top["y"] + 32,
+    }
+    page.screenshot(path=picture, full_page=True, clip=clip)
+    shrink(picture)
+    print(picture, picture.stat().st_size, "bytes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("paths", nargs="+")
@@ -70,7 +89,10 @@ def main() -> None:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page = browser.new_page(viewport={"width": 1180, "height": 1000})
         page.goto(html.as_uri())
-        take(page, args.group)
+        if page.locator("#pair").count():
+            take_runs(page)
+        else:
+            take(page, args.group)
         browser.close()
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 import tempfile
 import textwrap
@@ -185,7 +186,7 @@ def _train(recipe: str, flags: Sequence[str]) -> int:
         settings.check_vllm(resolved.config)
         folder, what = _run(resolved)
     if folder.exists():
-        console.CONSOLE.print(f"Everything is in {folder}: {what}, what was learnt from in report.html")
+        console.CONSOLE.print(f"Everything is in {folder}: {what}", markup=False)
     else:
         console.CONSOLE.print(
             "The dry run ended well. Its run folder is removed; --output_dir would keep it."
@@ -199,11 +200,16 @@ def _run(resolved: "TrainSettings") -> tuple[Path, str]:
 
     if resolved.options.compare:
         folder = compare_credits.compare(resolved)
-        what = "the curves in compare.png, the numbers in compare.json, each run in its own folder"
+        again = shlex.join(["lambda-grpo", "report", str(folder)])
+        what = (
+            "the curves in compare.png, the numbers in compare.json, each run in its own folder, the runs "
+            f"side by side in report.html, which `{again}` makes anew"
+        )
     else:
         trained = train.train(resolved)
         train.show(trained)
-        folder, what = trained.folder, "the curves in curve.png, the policy in model/"
+        folder = trained.folder
+        what = "the curves in curve.png, the policy in model/, what was learnt from in report.html"
     return folder, what
 
 

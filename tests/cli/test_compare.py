@@ -56,7 +56,11 @@ def test_equal_credits_give_equal_runs(
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
     report = json.loads((folder / "report.json").read_text())
     assert [read["name"] for read in report["runs"]] == list(content["credits"])
+    twins = report["comparison"]["pairs"][0]
+    assert twins["same"] == twins["met"] > 0  # what they sampled is the same throughout
     shown = capsys.readouterr().out
+    ending = f"the runs side by side in report.html, which `lambda-grpo report {folder}` makes anew"
+    assert "".join(ending.split()) in "".join(shown.split())
     for words in ("before", "lambda_grpo", "twin", "validation", "sampled", "at step 2"):
         assert words in shown
 

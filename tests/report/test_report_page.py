@@ -82,17 +82,20 @@ def test_the_twin_is_what_the_page_draws_from(browser, two_runs):
         assert page.locator("#numbers tbody tr").count() == len(twin["steps"]["step"]) == 8
 
 
-def test_it_opens_with_the_verdict(browser, two_runs, by_hand):
-    twin = json.loads(two_runs.with_suffix(".json").read_text())
-    with opened(browser, two_runs, viewport={"width": 1280, "height": 800}) as page:
-        assert page.locator("h1").inner_text() == "What does λ-GRPO change in these runs?"
-        for place, run in enumerate(twin["runs"]):
-            card = page.locator("#statements > li").nth(place)
-            assert card.locator(".answer").all_text_contents() == run["verdict"]["sentences"]
-            assert card.locator("strong").inner_text().startswith("λ-GRPO changes ")
-            box = card.locator("canvas").bounding_box()
-            assert box["width"] > 300
-            assert box["y"] + box["height"] < 800, "sentences and pictures are on the first screen"
+def test_it_opens_with_the_verdict(browser, tmp_path, two_runs, by_hand):
+    one_run = write_report([write_run(tmp_path / "one", steps=4, groups=5)], tmp_path / "r.html").html
+    for html, question, runs in ((one_run, "h1", "this run"), (two_runs, "h2#question", "these runs")):
+        twin = json.loads(html.with_suffix(".json").read_text())
+        with opened(browser, html, viewport={"width": 1280, "height": 800}) as page:
+            assert page.locator(question).inner_text() == f"What does λ-GRPO change in {runs}?"
+            for place, run in enumerate(twin["runs"]):
+                card = page.locator("#statements > li").nth(place)
+                assert card.locator(".answer").all_text_contents() == run["verdict"]["sentences"]
+                assert card.locator("strong").inner_text().startswith("λ-GRPO changes ")
+                box = card.locator("canvas").bounding_box()
+                assert box["width"] > 300
+                first_screen = box["y"] + box["height"] < 800
+                assert first_screen == (html == one_run), "several runs open with what sets them apart"
     with opened(browser, by_hand) as page:  # one step: two bars, no curve
         assert page.locator("#statements canvas").count() == 0
         assert page.locator("#statements .bar").count() == 2

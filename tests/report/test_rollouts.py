@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from rollout_samples import group_rows, write_jsonl, write_run
 
 from lambda_grpo import InputError, ProcessTree
 from lambda_grpo.rollouts import RolloutReader
+from lambda_grpo.rollouts.paths import find_runs
 from lambda_grpo.rollouts.tokens import FALLBACK, ids_of_pieces, pieces
 from lambda_grpo.training.run_folder import Rollouts, write_rollouts
 
@@ -328,3 +330,21 @@ def test_lone_surrogates_survive(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert read(path)[0].texts[0] == "a\ud800b"
+
+
+def test_names_are_given_or_made_and_unlike(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x/run", "y/run", "z", "lr=0.1"):
+        write_jsonl(tmp_path / name / "r.jsonl", PLAIN)
+    assert [run.name for run in find_runs(["old=x/run", "y/run", "lr=0.1"])] == ["old", "y/run", "lr=0.1"]
+    assert [run.name for run in find_runs(["z=x/run", "z"])] == ["z", "z (2)"]
+    assert [run.name for run in find_runs([f"both={tmp_path / 'x'}", "z"])] == ["both", "z"]
+    shutil.copytree("y/run", "x/other")
+    assert [run.name for run in find_runs(["both=x"])] == ["both/other", "both/run"]
+
+
+def test_a_file_belongs_to_one_run(tmp_path):
+    file = write_jsonl(tmp_path / "rollouts" / "r.jsonl", PLAIN)
+    for other in (file, file.parent):
+        with pytest.raises(InputError, match=r"r\.jsonl is named twice, it is in .* too"):
+            find_runs([tmp_path, other])

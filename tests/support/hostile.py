@@ -66,9 +66,9 @@ RAW = [
 
 
 @cache
-def _frame() -> tuple[str, str]:
-    """What stands before and after the data in any page."""
-    content = {"groups": []}
+def _frame(several: bool) -> tuple[str, str]:
+    """What stands before and after the data in any page of one run, or of several runs."""
+    content: dict[str, Any] = {"groups": [], **({"comparison": {}} if several else {})}
     before, _, after = render(content).partition('<script type="application/json" id="data">')
     return before, after[after.index("</script>") :]
 
@@ -79,7 +79,7 @@ def assert_inert(html: str) -> Any:
     Returns:
         the data.
     """
-    before, after = _frame()
+    before, after = _frame("compare-title" in html[: html.find("</header>")])
     assert html.startswith(before), "what comes before the data has changed"
     assert html.endswith(after), "what comes after the data has changed"
     data = html.removeprefix(before).removeprefix('<script type="application/json" id="data">')

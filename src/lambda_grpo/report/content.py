@@ -14,10 +14,17 @@ import numpy as np
 from lambda_grpo import __version__
 from lambda_grpo.errors import InputError
 from lambda_grpo.report.analysis import Analysis, Table, analyse
-from lambda_grpo.report.sample import Sample, group_content
+from lambda_grpo.report.compared_groups import groups_side_by_side
+from lambda_grpo.report.comparison import comparison, problems_of
+from lambda_grpo.report.comparison_words import notes as comparison_notes
+from lambda_grpo.report.matching import MetPrompts
+from lambda_grpo.report.run_records import own_tokeniser, read_records
+from lambda_grpo.report.sample import Row, Sample, group_content
+from lambda_grpo.report.side_by_side import SideBySide
 from lambda_grpo.report.verdict import verdict
 from lambda_grpo.rollouts import Group, RolloutReader
 from lambda_grpo.training.run_folder import without_nan
+from lambda_grpo.tree import ProcessTree
 
 SCHEMA = "lambda-grpo/report/1"
 
@@ -51,18 +58,32 @@ def report_content(paths: Sequence[str | Path], options: ReportOptions) -> dict[
     Raises:
         InputError: paths or rows that cannot be used, or no group at all.
     """
-    reader = RolloutReader(
-        paths, tokenizer=options.tokenizer, skip_bad=options.skip_bad, group_size=options.group_size
-    )
-    sample = Sample(options.groups)
+    reader = _reader(paths, options)
+    sample, met = Sample(options.groups), MetPrompts()
+    several = len(reader.runs) > 1
+
+    def visit(group: Group, tree: ProcessTree, row: Row) -> None:
+        sample.offer(group, tree, row)
+        if several:
+            met.note(group)
+
     origins: dict[str, dict[str, None]] = {}
     groups = _noting_tokens(reader, origins)
-    analysis = analyse(groups, correct_at=options.correct_at, keep_nodes=False, visit=sample.offer)
+    analysis = analyse(groups, correct_at=options.correct_at, keep_nodes=False, visit=visit)
     left_out = reader.left_out
     if not len(analysis.groups["run"]):
         why = "; ".join(left_out.examples[:3]) or "the files hold no rows"
         raise InputError(f"no group of completions is left to report on: {why}")
-    shown, cut = _fitting(sample, reader, options)
+    notes = [*reader.notes, *_unscored_notes(analysis), *_empty_notes(reader, origins)]
+    chosen, compared = sample.chosen(), {}
+    if len(origins) > 1:
+        beside = _side_by_side(reader, analysis, met, origins)
+        problems = problems_of(beside)
+        compared = {"comparison": comparison(beside, problems, options.groups)}
+        notes += comparison_notes(beside, problems)
+        again = groups_side_by_side(beside, problems, options.groups, _reader(paths, options))
+        chosen = [*again, *chosen]
+    shown, cut = _fitting(chosen, reader, options)
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -75,10 +96,11 @@ def report_content(paths: Sequence[str | Path], options: ReportOptions) -> dict[
             "files": left_out.files,
             "examples": left_out.examples,
         },
-        "notes": [*reader.notes, *_unscored_notes(analysis)],
+        "notes": notes,
         "groups_total": len(analysis.groups["run"]),
         "groups_cut": cut,
         "groups": shown,
+        **compared,
     }
 
 
@@ -94,14 +116,37 @@ def _noting_tokens(groups: Iterable[Group], origins: dict[str, dict[str, None]])
         yield group
 
 
+def _reader(paths: Sequence[str | Path], options: ReportOptions) -> RolloutReader:
+    return RolloutReader(
+        paths, tokenizer=options.tokenizer, skip_bad=options.skip_bad, group_size=options.group_size
+    )
+
+
+def _side_by_side(
+    reader: RolloutReader, analysis: Analysis, met: MetPrompts, origins: Mapping[str, Mapping[str, None]]
+) -> SideBySide:
+    runs = [run for run in reader.runs if run.name in origins]
+    return SideBySide(
+        names=[run.name for run in runs],
+        groups=analysis.groups,
+        met=met,
+        records=[read_records(run) for run in runs],
+        origins=[list(origins[run.name]) for run in runs],
+    )
+
+
 def _fitting(
-    sample: Sample, reader: RolloutReader, options: ReportOptions
+    chosen: Sequence[tuple[Group, Row]], reader: RolloutReader, options: ReportOptions
 ) -> tuple[list[dict[str, Any]], int]:
-    """The sampled groups, up to the budget of bytes, by run and step; and how many were cut."""
+    """The chosen groups, up to the budget of bytes, by run and step; and how many were cut."""
+    tokenisers = {run.name: reader.tokeniser for run in reader.runs}
+    if len(reader.runs) > 1 and not options.tokenizer:
+        tokenisers = {run.name: own_tokeniser(run) for run in reader.runs}
     contents: list[dict[str, Any]] = []
     used = cut = 0
-    for group, row in sample.chosen():
-        content = group_content(group, row, reader.tokeniser)
+    distinct = {(group.run, group.step, group.name): (group, row) for group, row in chosen}
+    for group, row in distinct.values():
+        content = group_content(group, row, tokenisers[group.run])
         size = len(as_json(content))
         if used + size > options.text_bytes:
             cut += 1
@@ -147,6 +192,15 @@ def _unscored_notes(analysis: Analysis) -> list[str]:
         "score them. They are in the trees, and in no mean of rewards."
         for run, completions, scored in counts
         if scored < completions
+    ]
+
+
+def _empty_notes(reader: RolloutReader, origins: Mapping[str, Mapping[str, None]]) -> list[str]:
+    """What is to be said of runs whose files hold no group that can be used."""
+    return [
+        f"{run.name}: none of its groups can be used, so this run is not shown."
+        for run in reader.runs
+        if run.name not in origins
     ]
 
 

@@ -16,17 +16,25 @@ const Figure = (() => {
   /** What a token of each step is pushed by: |λ|·A under GRPO, A under λ-GRPO. */
   const pushes = (group, credit) => group.nodes[`push_${credit}`];
 
-  /** The largest push of either credit: both are drawn on one scale. */
-  const extreme = (group) => Math.max(...pushes(group, "grpo").map(Math.abs), 1e-9);
+  /** The largest push of either credit: both are drawn on one scale. Groups drawn side by side share it. */
+  const extreme = (group) => group.extreme ?? Math.max(...pushes(group, "grpo").map(Math.abs), 1e-9);
 
-  /** Left edge and width of each block, from 0 to 1. */
-  function spans(group, widths) {
+  /** Left edge and width of each block. */
+  function edges(group, widths) {
     const { parent, start, end } = group.nodes;
     const own = start.map((from, n) => (widths === "log" ? Math.log2(1 + end[n] - from) : end[n] - from));
     const left = [];
     own.forEach((_, n) => left.push(n ? left[parent[n]] + own[parent[n]] : 0));
-    const total = Math.max(...own.map((value, n) => left[n] + value), 1e-9);
-    return own.map((value, n) => ({ left: left[n] / total, width: value / total }));
+    return own.map((width, n) => ({ left: left[n], width }));
+  }
+
+  /** How wide the whole tree is. */
+  const total = (group, widths) => Math.max(...edges(group, widths).map(({ left, width }) => left + width), 1e-9);
+
+  /** The same from 0 to 1, or to less if the group is drawn beside a longer one. */
+  function spans(group, widths) {
+    const whole = group.whole?.[widths] ?? total(group, widths);
+    return edges(group, widths).map(({ left, width }) => ({ left: left / whole, width: width / whole }));
   }
 
   /** To scale, unless that makes shared steps too thin to see. */
@@ -196,5 +204,5 @@ const Figure = (() => {
     next.focus();
   }
 
-  return { draw, pushes, extreme, bestWidths };
+  return { draw, pushes, extreme, total, bestWidths };
 })();

@@ -8,6 +8,7 @@
   Verdict.draw(data);
   Overview.start(data);
   Explorer.start(data);
+  if (data.comparison) Compare.start(data);
 
   let width = innerWidth;
   addEventListener("resize", () => {

@@ -13,6 +13,10 @@ const Overview = (() => {
     ["best_pushed_down", "Best completion pushed down", Show.percent],
     ["frequent_share_grpo", "Gradient on frequent step", Show.percent],
   ];
+  const VALIDATION = [
+    ["eval_rewards/accuracy_reward/mean", "Validation accuracy", Show.percent],
+    ["eval_reward", "Validation reward", Show.number],
+  ];
   const FLAW = [
     {
       title: "The best one is pushed down",
@@ -67,16 +71,24 @@ const Overview = (() => {
     }
   }
 
-  /** One line per run over all steps that any run has. */
-  function curves(data, measure) {
-    const xs = [...new Set(data.steps.step)].sort((a, b) => a - b);
+  /** One line per run over all steps of a table that any run has. */
+  function curves(data, table, measure) {
+    const xs = [...new Set(table.step)].sort((a, b) => a - b);
     const place = new Map(xs.map((x, i) => [x, i]));
     const lines = data.runs.map(() => xs.map(() => null));
     const index = new Map(data.runs.map((run, i) => [run.name, i]));
-    data.steps.run.forEach((name, i) => {
-      lines[index.get(name)][place.get(data.steps.step[i])] = data.steps[measure][i];
+    table.run.forEach((name, i) => {
+      lines[index.get(name)][place.get(table.step[i])] = table[measure][i];
     });
     return [xs, ...lines];
+  }
+
+  /** What is drawn: of each measure its table, its name there, its title, how values are shown. */
+  function drawn(data) {
+    const charts = CHARTS.map((chart) => [data.steps, ...chart]);
+    const validation = data.comparison?.validation ?? {};
+    const known = VALIDATION.filter(([measure]) => measure in validation).map((chart) => [validation, ...chart]);
+    return [charts[0], ...known, ...charts.slice(1)];
   }
 
   /** Running mean over `window` steps around each, where there is a value. */
@@ -99,14 +111,14 @@ const Overview = (() => {
       count === 1
         ? `One training step, ${data.steps.step[0]}: its means.`
         : `Means of each training step${window ? `, faint, and of the ${2 * window + 1} steps around it` : ""}. Drag to zoom, double-click to undo.`;
-    for (const [measure, title, show] of CHARTS) {
-      const values = curves(data, measure);
+    for (const [table, measure, title, show] of drawn(data)) {
+      const values = curves(data, table, measure);
       const card = host.appendChild(Show.make("figure", "chart"));
       const head = card.appendChild(Show.make("figcaption"));
       head.append(Show.make("span", "chart-title", title));
       const live = head.appendChild(Show.make("span", "live"));
       live.append(...lastValues(values, show));
-      if (count > 1) plots.push(chart(card, { title, values, show, live, window }));
+      if (values[0].length > 1) plots.push(chart(card, { title, values, show, live, window: table === data.steps ? window : 0 }));
     }
   }
 

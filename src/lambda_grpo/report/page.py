@@ -33,8 +33,10 @@ _SCRIPTS = (
     "explorer.js",
     "main.js",
 )
+_COMPARED = ("finals.js", "problems.js", "pair.js", "compare.js")  # of several runs
 _WATCH = "watch.js"
 _STYLES = ("vendor/uPlot.min.css", "report.css")
+_COMPARED_STYLE = "compare.css"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Written:
         groups, shown: groups measured, and those shown in full on the page.
         left_out: what `skip_bad` passed over.
         notes: what the reader of the report should know, also on the page.
+        answers: what is said of several runs side by side; empty for one run.
     """
 
     html: Path
@@ -54,6 +57,7 @@ class Written:
     shown: int
     left_out: LeftOut
     notes: Sequence[str]
+    answers: Sequence[str] = ()
 
 
 def write_report(
@@ -84,6 +88,7 @@ def write_report(
         len(content["groups"]),
         LeftOut(**content["left_out"]),
         content["notes"],
+        content["comparison"]["answers"] if "comparison" in content else (),
     )
 
 
@@ -95,10 +100,14 @@ def render(content: Mapping[str, Any], version: str = "") -> str:
         version: of the page that `lambda-grpo watch` serves: such a page may ask its server, and nothing
             else, whether there is a newer one. A page without a version asks nothing.
     """
+    several = "comparison" in content
+    scripts = [*_SCRIPTS[:-1], *(_COMPARED if several else ()), _SCRIPTS[-1], *([_WATCH] if version else ())]
     return _filled(
         "report.html",
         title="Hidden process rewards",
-        script=_joined((*_SCRIPTS, _WATCH) if version else _SCRIPTS),
+        script=_joined(scripts),
+        style=_joined((*_STYLES, _COMPARED_STYLE) if several else _STYLES),
+        comparison=several,
         version=version,
         licence=_asset("vendor/uPlot.LICENSE"),
         data=as_json(content).replace("<", "\\u003c"),
@@ -111,14 +120,14 @@ def render_waiting(why: str, version: str) -> str:
         "waiting.html",
         title="Waiting for rollouts",
         script=_asset(_WATCH),
+        style=_joined(_STYLES),
         version=version,
         why=printable(why),
     )
 
 
-def _filled(name: str, script: str, **values: str) -> str:
-    """A template with our style and a script, both known to the page's policy by their hashes."""
-    style = _joined(_STYLES)
+def _filled(name: str, script: str, style: str, **values: str | bool) -> str:
+    """A template with a style and a script, both known to the page's policy by their hashes."""
     hashes = {"script_hash": _hash(script), "style_hash": _hash(style)}
     return _template(name).render(script=script, style=style, **hashes, **values)
 

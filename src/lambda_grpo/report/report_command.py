@@ -1,4 +1,4 @@
-"""`lambda-grpo report PATH… [-o report.html]`."""
+"""`lambda-grpo report RUN… [-o report.html]`."""
 
 import argparse
 import sys
@@ -9,7 +9,8 @@ from lambda_grpo.report.page import write_report
 
 DESCRIPTION = """\
 Show the hidden process reward model of rollouts, whatever trained the model: one self-contained HTML page
-and a JSON file with every number on it. Several PATHs stand side by side.
+and a JSON file with every number on it. Two or more runs stand side by side: their curves and final figures,
+who got which problem right, and the same prompt's groups next to each other.
 """
 
 
@@ -18,8 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths",
         nargs="+",
-        metavar="PATH",
-        help="a rollout file, a run folder (ours, TRL's, verl's), or a folder of such folders",
+        metavar="RUN",
+        help="a rollout file, a run folder (ours, TRL's, verl's), or a folder of such folders; NAME=RUN "
+        "gives it a name",
     )
     parser.add_argument(
         "-o", "--output", default="report.html", metavar="FILE", help="the page (default: %(default)s)"
@@ -54,7 +56,8 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=defaults.groups,
         metavar="N",
-        help="how many groups the explorer shows, at most (default: %(default)s)",
+        help="how many groups the page shows, at most; with several runs also how many problems it shows "
+        "side by side (default: %(default)s)",
     )
 
 
@@ -82,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
             sep="\n  ",
             file=sys.stderr,
         )
+    for answer in written.answers:
+        print(printable(answer))
     html, twin = printable(str(written.html)), printable(str(written.json))
     print(f"{html}: {written.groups} groups measured, {written.shown} shown in full; {twin}")
     return 0

@@ -40,9 +40,9 @@ class Sample:
         for heap, key in ((self._best, _score(row)), (self._drawn, -draw)):
             entry = (key, -self._count)  # the count makes keys unique, the earlier group ahead
             if len(heap) < self.places:
-                heapq.heappush(heap, (*entry, _own_copy(group), dict(row)))
+                heapq.heappush(heap, (*entry, own_copy(group), dict(row)))
             elif entry > heap[0][:2]:
-                heapq.heapreplace(heap, (*entry, _own_copy(group), dict(row)))
+                heapq.heapreplace(heap, (*entry, own_copy(group), dict(row)))
 
     def chosen(self) -> list[tuple[Group, Row]]:
         """Best and drawn in turn, each group once."""
@@ -64,7 +64,8 @@ def _score(row: Row) -> float:
     return float(pushed + (row["spread"] > 0) + min(np.nan_to_num(row["path_depth"]), 10) / 10)
 
 
-def _own_copy(group: Group) -> Group:
+def own_copy(group: Group) -> Group:
+    """The group with arrays of its own, without its prompts' ids."""
     return replace(group, token_ids=[ids.copy() for ids in group.token_ids], prompt_ids=())
 
 

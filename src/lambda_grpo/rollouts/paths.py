@@ -1,7 +1,8 @@
 """Paths the user names → runs: a name and the rollout files that belong to it, in order of their steps."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,25 +18,30 @@ class FoundRun:
     """The rollout files of one training run.
 
     Attributes:
-        name: the shortest end of its path that tells it from the other runs.
+        name: the one that was given, else the shortest end of its path that tells it from the other runs.
         files: at least one, in natural order (2.jsonl before 10.jsonl).
+        folder: the run folder, with what else the run wrote; None if only a file was named.
     """
 
     name: str
     files: Sequence[Path]
+    folder: Path | None = None
 
 
 def find_runs(paths: Sequence[str | Path]) -> list[FoundRun]:
     """The runs under `paths`: a rollout file, a run folder (ours, TRL's), a folder of rollout files, or a
-    folder of such folders.
+    folder of such folders. A text `NAME=PATH` names its run; names are made unlike one another.
 
     Raises:
-        InputError: a path that does not exist, cannot be read or holds no rollouts, one named twice, or no
-            path at all.
+        InputError: a path that does not exist, cannot be read or holds no rollouts, a run or a file named
+            twice, or no path at all.
     """
     found: dict[Path, list[Path]] = {}
-    for path in map(Path, paths):
+    given: dict[Path, str] = {}
+    for text in paths:
+        name, path = "", Path(text)
         try:
+            name, path = _named(text)
             runs = _runs_at(path)
         except (
             OSError,
@@ -46,10 +52,60 @@ def find_runs(paths: Sequence[str | Path]) -> list[FoundRun]:
             if root in found:
                 raise InputError(f"{path}: named twice; each run is read once")
             found[root] = files
+            if name:
+                given[root] = name if len(runs) == 1 else f"{name}/{root.name}"
     if not found:
         raise InputError("no path given: name a rollout file or a run folder")
-    names = _short_names(list(found))
-    return [FoundRun(name, files) for name, files in zip(names, found.values(), strict=True)]
+    _expect_apart(found)
+    names = dict(zip(found, _short_names(list(found)), strict=True)) | given
+    unlike = _made_unlike([names[root] for root in found])
+    return [
+        FoundRun(name, files, _folder(root))
+        for name, (root, files) in zip(unlike, found.items(), strict=True)
+    ]
+
+
+def _named(text: str | Path) -> tuple[str, Path]:
+    """The name and the path of `NAME=PATH`; without a name, an empty one. A path that exists is a path."""
+    name, sign, path = str(text).partition("=")
+    is_path = isinstance(text, Path) or not (sign and name.strip() and path)
+    if is_path or "/" in name or "\\" in name or Path(text).exists():
+        return "", Path(text)
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such file or folder ({text} names it {name.strip()!r})")
+    return name.strip(), Path(path)
+
+
+def _expect_apart(found: Mapping[Path, Sequence[Path]]) -> None:
+    """No file belongs to two runs, as it would to a run folder and to the folder rollouts in it."""
+    owner: dict[str, Path] = {}
+    for root, files in found.items():
+        for file in files:
+            other = owner.setdefault(os.path.realpath(file), root)
+            if other != root:
+                raise InputError(f"{root}: {file.name} is named twice, it is in {other} too")
+
+
+def _made_unlike(names: Sequence[str]) -> list[str]:
+    """The names, equal ones with numbers.
+
+    >>> _made_unlike(["a", "b", "a"])
+    ['a', 'b', 'a (2)']
+    """
+    unlike: dict[str, None] = {}
+    for name in names:
+        number, new = 1, name
+        while new in unlike:
+            number += 1
+            new = f"{name} ({number})"
+        unlike[new] = None
+    return list(unlike)
+
+
+def _folder(root: Path) -> Path | None:
+    if root.is_file():
+        return None
+    return root.parent if root.name in _INNER else root
 
 
 def _runs_at(path: Path) -> dict[Path, list[Path]]:
