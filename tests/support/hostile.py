@@ -56,7 +56,9 @@ SHAPES: list[Any] = [
     [2**31 - 1, 0],
     [2**64, -1],
 ]
-COLUMNS = ("step", "group", "prompt", "completion", "token_ids", "tokens", "reward", "advantage", "correct")
+COLUMNS = (
+    "step", "group", "prompt", "completion", "token_ids", "tokens", "block", "reward", "advantage", "correct",
+)  # fmt: skip
 OTHER_COLUMNS = ("input", "output", "score", "uid", "acc", "accuracy_reward", "note", "__proto__", MARKUP)
 # What no JSON library writes, but a file may hold.
 RAW = [

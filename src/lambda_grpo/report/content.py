@@ -13,11 +13,13 @@ import numpy as np
 
 from lambda_grpo import __version__
 from lambda_grpo.errors import InputError
-from lambda_grpo.report.analysis import Analysis, Table, analyse
+from lambda_grpo.report.analysis import Analysis, Table, Visit, analyse
+from lambda_grpo.report.forks import RunForks
 from lambda_grpo.report.sample import Sample, group_content
 from lambda_grpo.report.verdict import verdict
 from lambda_grpo.rollouts import Group, RolloutReader
 from lambda_grpo.training.run_folder import without_nan
+from lambda_grpo.tree import ProcessTree
 
 SCHEMA = "lambda-grpo/report/1"
 
@@ -56,8 +58,10 @@ def report_content(paths: Sequence[str | Path], options: ReportOptions) -> dict[
     )
     sample = Sample(options.groups)
     origins: dict[str, dict[str, None]] = {}
+    forks: dict[str, RunForks] = {}
+
     groups = _noting_tokens(reader, origins)
-    analysis = analyse(groups, correct_at=options.correct_at, keep_nodes=False, visit=sample.offer)
+    analysis = analyse(groups, correct_at=options.correct_at, keep_nodes=False, visit=_visitor(sample, forks))
     left_out = reader.left_out
     if not len(analysis.groups["run"]):
         why = "; ".join(left_out.examples[:3]) or "the files hold no rows"
@@ -67,7 +71,7 @@ def report_content(paths: Sequence[str | Path], options: ReportOptions) -> dict[
         "schema": SCHEMA,
         "version": __version__,
         "correct_at": options.correct_at,
-        "runs": _runs(reader, analysis, origins),
+        "runs": _runs(reader, analysis, origins, forks),
         "steps": _columns(analysis.steps()),
         "left_out": {
             "rows": left_out.rows,
@@ -94,6 +98,15 @@ def _noting_tokens(groups: Iterable[Group], origins: dict[str, dict[str, None]])
         yield group
 
 
+def _visitor(sample: Sample, forks: dict[str, RunForks]) -> Visit:
+    def visit(group: Group, tree: ProcessTree, row: Mapping[str, Any]) -> None:
+        sample.offer(group, tree, row)
+        if group.blocks:
+            forks.setdefault(group.run, RunForks()).add(group, tree)
+
+    return visit
+
+
 def _fitting(
     sample: Sample, reader: RolloutReader, options: ReportOptions
 ) -> tuple[list[dict[str, Any]], int]:
@@ -113,9 +126,12 @@ def _fitting(
 
 
 def _runs(
-    reader: RolloutReader, analysis: Analysis, origins: Mapping[str, Mapping[str, None]]
+    reader: RolloutReader,
+    analysis: Analysis,
+    origins: Mapping[str, Mapping[str, None]],
+    forks: Mapping[str, RunForks],
 ) -> list[dict[str, Any]]:
-    """One object per run that has groups: its name, what was read, its means."""
+    """One object per run that has groups: its name, what was read, its means, its forks if it has any."""
     table = _columns(analysis.runs())
     flat, steps = analysis.groups["flat"], analysis.steps()
     runs = []
@@ -133,6 +149,7 @@ def _runs(
                 "groups_with_a_best": int(known.sum()),
                 "verdict": verdict(means, int(flat[mine].sum()), _of_run(steps, name)),
                 "means": means,
+                **({"branching": forks[name].content()} if name in forks else {}),
             }
         )
     return runs

@@ -46,6 +46,7 @@ class Written:
         groups, shown: groups measured, and those shown in full on the page.
         left_out: what `skip_bad` passed over.
         notes: what the reader of the report should know, also on the page.
+        forks: a sentence about each run that forked on purpose, also on the page.
     """
 
     html: Path
@@ -54,6 +55,7 @@ class Written:
     shown: int
     left_out: LeftOut
     notes: Sequence[str]
+    forks: Sequence[str] = ()
 
 
 def write_report(
@@ -84,6 +86,7 @@ def write_report(
         len(content["groups"]),
         LeftOut(**content["left_out"]),
         content["notes"],
+        [f"{run['name']}: {run['branching']['sentence']}" for run in content["runs"] if "branching" in run],
     )
 
 
