@@ -124,6 +124,17 @@ def test_the_report_tells_them_apart(tmp_path: Path, capsys: pytest.CaptureFixtu
     }
 
 
+def test_a_run_of_which_some_groups_fork_says_so(tmp_path: Path) -> None:
+    chains = [{**row, "group": 1} for row in rows()]
+    for row in chains:
+        del row["block"]
+    written = write_report([write_jsonl(tmp_path / "r.jsonl", rows() + chains)], tmp_path / "r.html")
+    (sentence,) = written.forks
+    assert sentence.startswith(
+        "r.jsonl: In 1 of 2 groups completions fork on purpose after token 2: 67% of the"
+    )
+
+
 def test_a_run_without_the_column_stays_as_it_was(tmp_path: Path) -> None:
     """And the column changes nothing but what it adds."""
     with_column, without = rows(prompt="p"), rows(prompt="p")

@@ -149,7 +149,7 @@ def _runs(
                 "groups_with_a_best": int(known.sum()),
                 "verdict": verdict(means, int(flat[mine].sum()), _of_run(steps, name)),
                 "means": means,
-                **({"branching": forks[name].content()} if name in forks else {}),
+                **({"branching": forks[name].content(means["groups"])} if name in forks else {}),
             }
         )
     return runs

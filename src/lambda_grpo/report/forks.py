@@ -142,15 +142,16 @@ class RunForks:
         for fork in forks_of(group):
             self.differences.setdefault(fork.depth, []).append(fork.difference)
 
-    def content(self) -> dict[str, Any]:
-        """The counts, the forks at each depth with their mean value difference, and a sentence about them."""
+    def content(self, groups: int) -> dict[str, Any]:
+        """The counts, the forks at each depth with their mean value difference, and a sentence about them;
+        `groups` is how many the run has."""
         depths = [
             {"depth": depth, "forks": len(all_), "difference": _mean(all_)}
             for depth, all_ in sorted(self.differences.items())
         ]
         known = [value for all_ in self.differences.values() for value in all_]
         whole = {**self.counts, "difference": _mean(known), "depths": depths}
-        return {**whole, "sentence": _sentence(whole)}
+        return {**whole, "sentence": _sentence(whole, groups)}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -158,15 +159,19 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _sentence(whole: Mapping[str, Any]) -> str:
+def _sentence(whole: Mapping[str, Any], groups: int) -> str:
     tokens = whole["tokens"] or 1
     drawn, sampled, also = (
         percent(whole[name] / tokens) for name in ("drawn_tokens", "sampled_sharing", "coincidental_sharing")
     )
     places = _places([depth["depth"] for depth in whole["depths"]])
+    which = (
+        "Completions" if whole["groups"] == groups else f"In {whole['groups']} of {groups} groups completions"
+    )
     return (
-        f"Completions fork on purpose{places}: {drawn} of the tokens were drawn, {sampled} are shared "
-        f"because a fork drew them once, and {also} are shared with other blocks by coincidence{_values(whole)}."
+        f"{which} fork on purpose{places}: {drawn} of the tokens were drawn, {sampled} are shared "
+        f"because a fork drew them once, and {also} are shared with other blocks by "
+        f"coincidence{_values(whole)}."
     )
 
 

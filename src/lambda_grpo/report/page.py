@@ -29,7 +29,10 @@ _SCRIPTS = (
     "colours.js",
     "overview.js",
     "verdict.js",
+    "forks.js",
     "figure.js",
+    "find.js",
+    "reader.js",
     "explorer.js",
     "main.js",
 )
