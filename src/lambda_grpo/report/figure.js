@@ -29,9 +29,10 @@ const Figure = (() => {
     return own.map((value, n) => ({ left: left[n] / total, width: value / total }));
   }
 
-  /** To scale, unless that makes shared steps too thin to see. */
+  /** To scale, unless that makes shared steps too thin to see, or for the combs of forks. */
   function bestWidths(group, pixels) {
-    const thin = spans(group, "scale").some((span, n) => span.width > 0 && group.nodes.size[n] > 1 && span.width * pixels < 5);
+    const least = group.branching ? 24 : 5;
+    const thin = spans(group, "scale").some((span, n) => span.width > 0 && group.nodes.size[n] > 1 && span.width * pixels < least);
     return thin ? "log" : "scale";
   }
 
