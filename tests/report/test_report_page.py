@@ -312,9 +312,22 @@ def test_long_texts_fold(browser, tmp_path):
     ]
     html = write_report([write_jsonl(tmp_path / "r.jsonl", rows)], tmp_path / "r.html").html
     with opened(browser, html) as page:
-        assert len(page.locator("#completion .part").first.text_content()) == 4001
-        page.locator("#completion .unfold").click()
+        assert len(page.locator("#prompt .part").text_content()) == 1501
+        page.locator("#prompt .unfold").click()
+        assert page.locator("#prompt .part").text_content() == text
+        assert page.locator("#completion .part").all_text_contents() == [" a"], "what is shared folds"
+        page.locator("#completion .folded").click()
         assert "".join(page.locator("#completion .part").all_text_contents()) == text + "a"
+
+
+def test_a_step_without_end_folds(browser, tmp_path):
+    text = "word " * 40_000
+    rows = [{"group": 0, "completion": end + text, "reward": r} for end, r in (("a ", 1), ("b ", 0))]
+    html = write_report([write_jsonl(tmp_path / "r.jsonl", rows)], tmp_path / "r.html").html
+    with opened(browser, html) as page:
+        assert len(page.locator("#completion .passage .part").text_content()) == 60_001
+        page.locator("#completion .unfold").click()
+        assert len(page.locator("#completion .passage .part").text_content()) == 200_002
 
 
 def test_a_group_of_64_times_4000_tokens_is_fluid(browser, tmp_path):

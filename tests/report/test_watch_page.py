@@ -47,11 +47,15 @@ def test_new_rollouts_show_and_what_was_open_stays(tab, tmp_path, monkeypatch):
             tab.locator("#next").click()
             tab.get_by_text("λ-GRPO: A", exact=True).click()
             tab.locator("#numbers summary").click()
+            tab.locator("#find").fill("numbers")
+            tab.locator("#fold").click()
             open_before = [tab.locator(at).inner_text() for at in ("#group-title", "#reader-title")]
             shutil.copy(whole / "step-000001-rank-0.parquet", run / "rollouts")
             tab.locator("#groups li").nth(5).wait_for()
             assert [tab.locator(at).inner_text() for at in ("#group-title", "#reader-title")] == open_before
             assert tab.locator("#search").input_value() == "problem"
+            assert tab.locator("#find").input_value() == "numbers"
+            assert tab.locator("#fold").inner_text() == "Unfold shared"
             assert tab.locator("input[name=credit]:checked").get_attribute("value") == "lambda"
             assert tab.locator("#numbers").get_attribute("open") is not None
             assert faults == []

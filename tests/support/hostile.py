@@ -56,7 +56,9 @@ SHAPES: list[Any] = [
     [2**31 - 1, 0],
     [2**64, -1],
 ]
-COLUMNS = ("step", "group", "prompt", "completion", "token_ids", "tokens", "reward", "advantage", "correct")
+COLUMNS = (
+    "step", "group", "prompt", "completion", "token_ids", "tokens", "block", "reward", "advantage", "correct",
+)  # fmt: skip
 OTHER_COLUMNS = ("input", "output", "score", "uid", "acc", "accuracy_reward", "note", "__proto__", MARKUP)
 # What no JSON library writes, but a file may hold.
 RAW = [
@@ -125,7 +127,8 @@ def random_rows(random: Random) -> list[dict[str, Any]]:
             random.choice(TEXTS),
             group // 2,
         )
-        for _ in range(random.randint(2, 6)):
+        forks = random.random() < 0.5
+        for slot in range(random.randint(2, 6)):
             tokens = [random.choice(TEXTS[:9]) for _ in range(random.randint(0, 6))]
             row = {
                 "step": step,
@@ -138,6 +141,9 @@ def random_rows(random: Random) -> list[dict[str, Any]]:
                 "advantage": random.choice([-1e100, -1, 1e-300, 0.5, 1e100]),
                 "correct": random.random() < 0.5,
             }
+            if forks:  # after the first token
+                row["tokens"] = tokens = [MARKUP, *tokens]
+                row["block"] = [0, *[slot + 1] * (len(tokens) - 1)]
             if random.random() < 0.1:
                 row[random.choice([*COLUMNS, *OTHER_COLUMNS])] = random.choice([*NUMBERS, *TEXTS, *SHAPES])
             rows.append(row)

@@ -17,6 +17,7 @@ from lambda_grpo.report.analysis import Analysis, Table, analyse
 from lambda_grpo.report.compared_groups import groups_side_by_side
 from lambda_grpo.report.comparison import comparison, problems_of
 from lambda_grpo.report.comparison_words import notes as comparison_notes
+from lambda_grpo.report.forks import RunForks
 from lambda_grpo.report.matching import MetPrompts
 from lambda_grpo.report.run_records import own_tokeniser, read_records
 from lambda_grpo.report.sample import Row, Sample, group_content
@@ -66,8 +67,11 @@ def report_content(paths: Sequence[str | Path], options: ReportOptions) -> dict[
         sample.offer(group, tree, row)
         if several:
             met.note(group)
+        if group.blocks:
+            forks.setdefault(group.run, RunForks()).add(group, tree)
 
     origins: dict[str, dict[str, None]] = {}
+    forks: dict[str, RunForks] = {}
     groups = _noting_tokens(reader, origins)
     analysis = analyse(groups, correct_at=options.correct_at, keep_nodes=False, visit=visit)
     left_out = reader.left_out
@@ -88,7 +92,7 @@ def report_content(paths: Sequence[str | Path], options: ReportOptions) -> dict[
         "schema": SCHEMA,
         "version": __version__,
         "correct_at": options.correct_at,
-        "runs": _runs(reader, analysis, origins),
+        "runs": _runs(reader, analysis, origins, forks),
         "steps": _columns(analysis.steps()),
         "left_out": {
             "rows": left_out.rows,
@@ -158,9 +162,12 @@ def _fitting(
 
 
 def _runs(
-    reader: RolloutReader, analysis: Analysis, origins: Mapping[str, Mapping[str, None]]
+    reader: RolloutReader,
+    analysis: Analysis,
+    origins: Mapping[str, Mapping[str, None]],
+    forks: Mapping[str, RunForks],
 ) -> list[dict[str, Any]]:
-    """One object per run that has groups: its name, what was read, its means."""
+    """One object per run that has groups: its name, what was read, its means, its forks if it has any."""
     table = _columns(analysis.runs())
     flat, steps = analysis.groups["flat"], analysis.steps()
     runs = []
@@ -178,6 +185,7 @@ def _runs(
                 "groups_with_a_best": int(known.sum()),
                 "verdict": verdict(means, int(flat[mine].sum()), _of_run(steps, name)),
                 "means": means,
+                **({"branching": forks[name].content(means["groups"])} if name in forks else {}),
             }
         )
     return runs

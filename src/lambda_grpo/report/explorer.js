@@ -2,7 +2,6 @@
 // Pick a group, switch between the credits, read its steps and completions.
 
 const Explorer = (() => {
-  const FOLD = 4000; // characters of a text shown before it folds
   const at = (id) => document.getElementById(id);
   const state = { group: null, node: 0, completion: 0, credit: "grpo", widths: null };
   let data, listed, drawn;
@@ -32,6 +31,7 @@ const Explorer = (() => {
     at("match-count").textContent = `${Show.number(listed.length)} of ${Show.number(data.groups.length)} shown groups`;
     at("groups").replaceChildren(...listed.map(entry));
     if (listed.length && !listed.includes(state.group)) pick(listed[0]);
+    else if (state.group) refresh();
     mark();
   }
 
@@ -81,6 +81,7 @@ const Explorer = (() => {
       ["path depth", Show.number(group.path_depth)],
       ["tokens with |λ| > 1", Show.percent(group.shared_tokens)],
       ["unique tokens", `${Show.number(group.unique_tokens)} of ${Show.number(group.tokens)}`],
+      ...Forks.facts(group),
       ["best pushed down by", group.best_share_down_grpo === null ? "–" : `${Show.percent(group.best_share_down_grpo)} → ${Show.percent(group.best_share_down_lambda)}`],
     ];
     clear("group-facts").append(...facts.map(([name, value]) => {
@@ -89,9 +90,18 @@ const Explorer = (() => {
       return fact;
     }));
     mark();
-    folded(clear("prompt"), [[group.prompt || "(the file holds no prompt)", null]]);
+    Reader.pick();
+    Find.search();
+    Forks.list(group, select);
     draw();
-    read();
+    Reader.show();
+    at("completion").scrollTop = 0;
+  }
+
+  /** Show the completion and the matches anew. */
+  function refresh() {
+    drawn.find(Find.nodes());
+    Reader.show();
   }
 
   const clear = (id) => {
@@ -107,6 +117,7 @@ const Explorer = (() => {
     for (const radio of document.querySelectorAll("input[name=widths]")) radio.checked = radio.value === state.widths;
     for (const radio of document.querySelectorAll("input[name=credit]")) radio.checked = radio.value === state.credit;
     drawn = Figure.draw(at("figure"), group, state, { point, leave: hide, select });
+    drawn.find(Find.nodes());
     scale();
   }
 
@@ -136,6 +147,7 @@ const Explorer = (() => {
     const rows = [
       ["tokens", end[n] - start[n] === 1 ? `${start[n]}` : `${start[n]} to ${end[n] - 1} (${Show.number(end[n] - start[n])})`],
       ["shared by |λ|", `${size[n]} of ${group.rewards.length}`],
+      ...Forks.drawn(group, n),
       ...(scored[n] < size[n] ? [["scored of them", `${scored[n]}`]] : []),
       ["step reward R̂", Show.number(reward[n])],
       ["step advantage A", Show.signed(advantage[n])],
@@ -166,72 +178,37 @@ const Explorer = (() => {
     if (completion !== undefined) state.completion = completion;
     else if (!members.includes(state.completion)) state.completion = members[0];
     drawn.select(state.node, state.completion);
-    read();
+    Reader.open(n);
   }
 
-  function path(group, completion) {
-    const nodes = [];
-    for (let n = group.leaf[completion]; n >= 0; n = group.nodes.parent[n]) nodes.unshift(n);
-    return nodes;
-  }
-
-  function read() {
-    const { group, completion } = state;
-    const place = group.order.indexOf(completion);
-    const scored = group.rewards[completion] !== null;
-    const told = scored ? `reward ${Show.number(group.rewards[completion])}, advantage ${Show.signed(group.advantages[completion])}` : "unscored: no reward function could score it";
-    at("reader-title").textContent = `Completion ${completion} (${place + 1} of ${group.order.length}): ${told}, ${Show.number(group.lengths[completion])} tokens`;
-    folded(clear("completion"), path(group, completion).map((n) => [group.nodes.text[n], n]));
-    if (!group.texts_exact) {
-      const why = group.nodes.text.some((text) => text) ? "Steps are placed in the text by its common characters, so their ends may be off by part of a token; name the policy's tokenizer with --tokenizer for exact ones." : "The file holds token ids only; name the policy's tokenizer with --tokenizer to read them.";
-      at("completion").append(Show.make("p", "note", why));
-    }
-  }
-
-  /** Texts one after another, those of steps coloured; long ones fold. */
-  function folded(host, parts) {
-    let room = FOLD;
-    const length = parts.reduce((sum, [text]) => sum + text.length, 0);
-    const whole = length <= FOLD * 1.2;
-    const show = (limited) => {
-      host.querySelectorAll(":scope > .part, :scope > .unfold").forEach((old) => old.remove());
-      room = FOLD;
-      const made = [];
-      for (const [text, n] of parts) {
-        if (limited && room <= 0) break;
-        made.push(segment(limited ? Show.cut(text, room) : text, n));
-        room -= text.length;
-      }
-      if (limited) {
-        const button = Show.make("button", "unfold", `Show all ${Show.number(length)} characters`);
-        button.type = "button";
-        button.addEventListener("click", () => show(false));
-        made.push(button);
-      }
-      host.prepend(...made);
-    };
-    show(!whole);
-  }
-
-  function segment(text, n) {
-    const part = Show.append(Show.make("bdi", "part"), text);
-    if (n === null) return part;
-    part.classList.add("step");
-    part.classList.toggle("selected", n === state.node);
-    const push = Figure.pushes(state.group, state.credit)[n];
-    const rgb = Colour.diverging(Colour.position(push, Figure.extreme(state.group)));
-    part.style.background = Colour.css(rgb);
-    part.style.color = Colour.ink(rgb);
-    part.addEventListener("pointerenter", () => point(n, part));
-    part.addEventListener("pointerleave", hide);
-    part.addEventListener("click", () => select(n, state.completion));
-    return part;
+  /** Read the completion that has a match, at the match. */
+  function go(match, completion) {
+    Object.assign(state, { completion, node: match.node });
+    drawn.find(Find.nodes());
+    drawn.select(state.node, state.completion);
+    Reader.reveal(match);
   }
 
   function turn(by) {
     const { order, leaf } = state.group;
     const next = order[(order.indexOf(state.completion) + by + order.length) % order.length];
     select(leaf[next], next);
+  }
+
+  /** Keys for reading, while the group or its text has the focus. */
+  function shortcuts(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
+    const act = {
+      "/": () => (at("find").focus(), at("find").select()),
+      n: () => Find.step(1),
+      N: () => Find.step(-1),
+      j: () => turn(1),
+      k: () => turn(-1),
+      f: () => Reader.toggleAll(),
+    }[event.key];
+    if (!act) return;
+    event.preventDefault();
+    act();
   }
 
   function start(content) {
@@ -245,13 +222,14 @@ const Explorer = (() => {
       : `All ${Show.number(data.groups.length)} groups.`;
     document.querySelector(".explorer").hidden = !data.groups.length;
     if (!data.groups.length) return;
+    at("search").addEventListener("input", () => Find.ask(at("search").value.trim()));
     for (const id of ["search", "pick-run", "pick-step", "sort"]) at(id).addEventListener("input", list);
     at("groups").addEventListener("keydown", keys);
     at("credit").addEventListener("change", (event) => {
       state.credit = event.target.value;
       hide();
       drawn.recolour(state.credit);
-      read();
+      Reader.show();
     });
     at("widths").addEventListener("change", (event) => {
       state.widths = event.target.value;
@@ -260,6 +238,9 @@ const Explorer = (() => {
     at("previous").addEventListener("click", () => turn(-1));
     at("next").addEventListener("click", () => turn(1));
     document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
+    document.querySelector(".stage").addEventListener("keydown", shortcuts);
+    Reader.start(state, { point, leave: hide, select });
+    Find.start(state, { go, changed: refresh });
     list();
   }
 

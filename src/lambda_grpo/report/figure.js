@@ -37,9 +37,10 @@ const Figure = (() => {
     return edges(group, widths).map(({ left, width }) => ({ left: left / whole, width: width / whole }));
   }
 
-  /** To scale, unless that makes shared steps too thin to see. */
+  /** To scale, unless that makes shared steps too thin to see, or for the combs of forks. */
   function bestWidths(group, pixels) {
-    const thin = spans(group, "scale").some((span, n) => span.width > 0 && group.nodes.size[n] > 1 && span.width * pixels < 5);
+    const least = group.branching ? 24 : 5;
+    const thin = spans(group, "scale").some((span, n) => span.width > 0 && group.nodes.size[n] > 1 && span.width * pixels < least);
     return thin ? "log" : "scale";
   }
 
@@ -66,19 +67,21 @@ const Figure = (() => {
       const box = { x, y: HEAD + group.nodes.first[n] * row, width: places[n].width * area, height: size * row };
       blocks.set(n, block(svg, group, n, box, on));
     });
+    Forks.draw(svg, group, places, { area, row, head: HEAD }, blocks);
     rewardsColumn(svg, group, { x: area + 14, row, right, narrow }, on);
     svg.addEventListener("keydown", (event) => move(event, group, blocks, on));
     host.replaceChildren(svg);
-    const drawn = { recolour, select, focus, blocks };
+    const drawn = { recolour, select, find, focus, blocks };
     recolour(state.credit);
     select(state.node, state.completion);
     return drawn;
 
     function recolour(credit) {
       const [values, most] = [pushes(group, credit), extreme(group)];
-      for (const [n, { rect, text, sum, node }] of blocks) {
+      for (const [n, { rect, text, sum, node, hatches }] of blocks) {
         const rgb = Colour.diverging(Colour.position(values[n], most));
         rect.setAttribute("fill", Colour.css(rgb));
+        for (const hatch of hatches) hatch.setAttribute("fill", Forks.hatching(rgb));
         for (const line of sum ? [...text, sum] : text) line.setAttribute("fill", Colour.ink(rgb));
         if (sum) sum.textContent = arithmetic(group, n, credit, Number(sum.dataset.room));
         node.setAttribute("aria-label", label(group, n, values[n]));
@@ -91,6 +94,11 @@ const Figure = (() => {
       }
       if (!blocks.has(chosen) && blocks.size) [...blocks.values()][0].node.setAttribute("tabindex", "0");
       svg.querySelectorAll(".leaf").forEach((leaf) => leaf.classList.toggle("selected", Number(leaf.dataset.completion) === completion));
+    }
+    /** Fade the steps that hold no match; null: fade none. */
+    function find(nodes) {
+      svg.classList.toggle("searched", nodes !== null);
+      for (const [n, { node }] of blocks) node.classList.toggle("found", nodes?.has(n) ?? false);
     }
     function focus(n) {
       blocks.get(n)?.node.focus();
@@ -124,7 +132,7 @@ const Figure = (() => {
     node.addEventListener("focus", () => on.point(n, node));
     node.addEventListener("blur", on.leave);
     node.addEventListener("click", () => on.select(n));
-    return { node, rect, text, sum };
+    return { node, rect, text, sum, hatches: [] };
   }
 
   /** The step's text, broken into as many lines as the block holds, top to bottom in tall narrow blocks;
@@ -204,5 +212,5 @@ const Figure = (() => {
     next.focus();
   }
 
-  return { draw, pushes, extreme, total, bestWidths };
+  return { draw, element, pushes, extreme, total, bestWidths };
 })();

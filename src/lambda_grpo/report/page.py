@@ -29,7 +29,10 @@ _SCRIPTS = (
     "colours.js",
     "overview.js",
     "verdict.js",
+    "forks.js",
     "figure.js",
+    "find.js",
+    "reader.js",
     "explorer.js",
     "main.js",
 )
@@ -49,6 +52,7 @@ class Written:
         left_out: what `skip_bad` passed over.
         notes: what the reader of the report should know, also on the page.
         answers: what is said of several runs side by side; empty for one run.
+        forks: a sentence about each run that forked on purpose, also on the page.
     """
 
     html: Path
@@ -58,6 +62,7 @@ class Written:
     left_out: LeftOut
     notes: Sequence[str]
     answers: Sequence[str] = ()
+    forks: Sequence[str] = ()
 
 
 def write_report(
@@ -89,6 +94,7 @@ def write_report(
         LeftOut(**content["left_out"]),
         content["notes"],
         content["comparison"]["answers"] if "comparison" in content else (),
+        [f"{run['name']}: {run['branching']['sentence']}" for run in content["runs"] if "branching" in run],
     )
 
 

@@ -89,4 +89,6 @@ def run(args: argparse.Namespace) -> int:
         print(printable(answer))
     html, twin = printable(str(written.html)), printable(str(written.json))
     print(f"{html}: {written.groups} groups measured, {written.shown} shown in full; {twin}")
+    for sentence in written.forks:
+        print(printable(sentence))
     return 0

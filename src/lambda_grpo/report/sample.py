@@ -16,6 +16,7 @@ import numpy as np
 
 from lambda_grpo import measures
 from lambda_grpo.report.analysis import step_columns
+from lambda_grpo.report.forks import fork_content
 from lambda_grpo.rollouts import Group
 from lambda_grpo.rollouts.tokens import FALLBACK, Tokeniser, pieces
 from lambda_grpo.tree import ProcessTree
@@ -88,6 +89,7 @@ def group_content(group: Group, row: Row, tokeniser: Tokeniser | None) -> dict[s
         "leaf": tree.leaf.tolist(),
         "order": tree.order.tolist(),
         "nodes": node_columns(group, tree) | {"text": texts},
+        **fork_content(group, tree),
     }
 
 

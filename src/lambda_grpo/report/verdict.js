@@ -36,6 +36,7 @@ const Verdict = (() => {
     const first = text.appendChild(Show.make("p", "answer"));
     first.append(Show.make("strong", "", answer.slice(0, cut)), answer.slice(cut));
     text.append(Show.make("p", "answer", model));
+    if (run.branching) text.append(Show.make("p", "answer", run.branching.sentence));
     const read = `${Show.number(run.flat_groups)} of ${Show.number(run.means.groups)} groups are flat. ${Show.number(run.means.completions)} completions, ${Show.number(run.means.tokens)} tokens (${run.tokens_from.join(", ")}).`;
     text.append(Show.append(Show.make("small"), read));
     picture(item, data, run);

@@ -5,7 +5,7 @@
 (() => {
   const EVERY = 3000; // milliseconds
   const KEY = "lambda-grpo watch";
-  const FIELDS = ["search", "pick-run", "pick-step", "sort"];
+  const FIELDS = ["search", "pick-run", "pick-step", "sort", "find"];
   const at = (id) => document.getElementById(id);
 
   function title(item) {
@@ -21,6 +21,8 @@
       credit: document.querySelector("input[name=credit]:checked")?.value,
       group: chosen && title(chosen),
       completion: at("reader-title").textContent.match(/^Completion (\d+)/)?.[1],
+      fold: at("fold").textContent,
+      read: at("completion").scrollTop,
       focus: document.activeElement?.id,
       scroll: scrollY,
     };
@@ -45,6 +47,8 @@
     }
     const credit = document.querySelector(`input[name=credit][value="${kept.credit}"]`);
     if (credit && !credit.checked) credit.click();
+    if (at("fold").textContent !== kept.fold) at("fold").click();
+    at("completion").scrollTop = kept.read;
     if (kept.focus) at(kept.focus)?.focus({ preventScroll: true });
     requestAnimationFrame(() => scrollTo(0, kept.scroll));
   }

@@ -7,7 +7,8 @@ Parquet. It drops nothing silently: a row that cannot be used raises `InputError
 counted. docs/rollouts.md is the schema of every format.
 """
 
+from lambda_grpo.rollouts.blocks import Block
 from lambda_grpo.rollouts.group import Group
 from lambda_grpo.rollouts.reader import LeftOut, RolloutReader
 
-__all__ = ["Group", "LeftOut", "RolloutReader"]
+__all__ = ["Block", "Group", "LeftOut", "RolloutReader"]

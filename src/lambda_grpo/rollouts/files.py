@@ -61,7 +61,8 @@ class FileRows:
         file, format: the rows' source.
         numbers: the row of each in its file, counted from 1 (the line of a JSONL file).
         columns: our names (`step`, `group`, `prompt`, `prompt_ids`, `completion`, `token_ids`, `tokens`,
-            `reward`, `advantage`, `correct`) → one value per row; in TRL's files also the reward functions.
+            `block`, `reward`, `advantage`, `correct`) → one value per row; in TRL's files also the reward
+            functions.
     """
 
     file: Path
@@ -187,10 +188,12 @@ def _our_names(fmt: Format, names: Sequence[str]) -> dict[str, str]:
     """Our name → the file's, of the columns worth reading."""
     if fmt.name == "TRL":
         return {name: name for name in names}
-    ours = (
+    ours = [
         "step", "group", "prompt", "prompt_ids", "completion", "token_ids", "tokens", "reward", "advantage",
         "correct",
-    )  # fmt: skip
+    ]  # fmt: skip
+    if fmt.name == "lambda-grpo":  # elsewhere a column of this name is somebody's own
+        ours.append("block")
     theirs = {name: fmt.columns.get(name, name) for name in ours}
     return {name: column for name, column in theirs.items() if column in names}
 
@@ -200,7 +203,8 @@ def _column(name: str, values: Any) -> Sequence[Any]:
     import pyarrow as pa
 
     kind = values.type
-    ids = name in ("token_ids", "prompt_ids") and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    ids = lists and name in ("token_ids", "prompt_ids", "block")
     if not ids or not pa.types.is_integer(kind.value_type) or values.values.null_count:
         return list(values.to_pylist())
     flat = values.values.to_numpy()

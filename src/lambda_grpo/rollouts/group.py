@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lambda_grpo.credit import group_advantage
 from lambda_grpo.rollouts import trl_tables
+from lambda_grpo.rollouts.blocks import Block, blocks_of
 from lambda_grpo.rollouts.files import FileRows
 from lambda_grpo.rollouts.tokens import FALLBACK, Tokeniser, ids_of_pieces, pieces
 from lambda_grpo.rollouts.values import (
@@ -49,6 +50,8 @@ class Group:
         prompt_lengths: (G,) int, the prompts' tokens, counted as the completions' are; empty if they are not
             known.
         tokens_from: what made the token ids.
+        blocks: what the completions were sampled in, if they forked on purpose; empty if the file does not
+            say, or holds no tokens of the policy's.
     """
 
     run: str
@@ -65,6 +68,7 @@ class Group:
     tokens_from: str
     prompt_ids: Sequence[Int32]
     prompt_lengths: NDArray[np.int64]
+    blocks: Sequence[Block] = ()
 
     @property
     def scored(self) -> NDArray[np.bool_]:
@@ -109,6 +113,7 @@ def make_group(rows: FileRows, wanted: GroupRows, step: int, tokeniser: Tokenise
     texts = _texts(columns)
     ids, strings, tokens_from = _tokens(columns, texts, tokeniser)
     correct = columns.get("correct", [None] * size)
+    contexts = np.array([firsts.setdefault(key, i) for i, key in enumerate(keys)])
     return Group(
         run=wanted.run,
         step=step,
@@ -120,10 +125,11 @@ def make_group(rows: FileRows, wanted: GroupRows, step: int, tokeniser: Tokenise
         rewards=rewards,
         advantages=_advantages(columns, rewards),
         correct=np.array([right_or_wrong(i, value) for i, value in enumerate(correct)]),
-        contexts=np.array([firsts.setdefault(key, i) for i, key in enumerate(keys)]),
+        contexts=contexts,
         tokens_from=tokens_from,
         prompt_ids=prompt_ids,
         prompt_lengths=_prompt_lengths(prompts, prompt_ids, tokens_from, tokeniser),
+        blocks=_blocks(columns, ids, tokens_from, contexts),
     )
 
 
@@ -153,6 +159,19 @@ def _prompt_ids(columns: Mapping[str, Sequence[Any]]) -> list[Int32]:
     if any(value is None for value in values):
         return []
     return [token_ids(i, value, "prompt_ids") for i, value in enumerate(values)]
+
+
+def _blocks(
+    columns: Mapping[str, Sequence[Any]],
+    ids: Sequence[Int32],
+    tokens_from: str,
+    contexts: NDArray[np.int64],
+) -> list[Block]:
+    """The blocks that sampled the completions; none if a row has none, or tokens are not the policy's."""
+    values = columns.get("block", [None])
+    if any(value is None for value in values) or tokens_from not in (FROM_IDS, FROM_STRINGS):
+        return []
+    return blocks_of(values, ids, contexts)
 
 
 def _prompt_lengths(

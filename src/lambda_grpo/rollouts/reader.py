@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lambda_grpo.errors import InputError
 from lambda_grpo.rollouts import trl_tables
 from lambda_grpo.rollouts.files import FileRows, Format, read_rows
@@ -164,9 +166,20 @@ class RolloutReader:
                 raise BadRow(
                     0, f"group {name!r} of step {step} has {len(places)} rows, expected {self._group_size}"
                 )
-            yield make_group(rows, wanted, step, self.tokeniser)
+            group = make_group(rows, wanted, step, self.tokeniser)
+            if "block" in rows.columns and not group.blocks:
+                self._note_blocks(wanted.run, rows)
+            yield group
         except BadRow as bad:
             self._problem(rows.file, rows.numbers[places[bad.index]], str(bad), len(places), groups=1)
+
+    def _note_blocks(self, run: str, rows: FileRows) -> None:
+        """Say why forks are not shown, unless the column says nothing."""
+        if any(isinstance(value, list | np.ndarray) and len(value) for value in rows.columns["block"]):
+            self._note(
+                f"{run}: forks are not shown for some groups: the column block numbers the policy's tokens, "
+                "and these groups have no token_ids, or a row without blocks."
+            )
 
     def _problem(self, file: Path, row: int | None, message: str, lost: int = 1, groups: int = 0) -> None:
         where = f"{file}: " if row is None else f"{file}, row {row}: "
