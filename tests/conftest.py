@@ -55,11 +55,18 @@ def policy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the real SmolLM2-135M-Instruct, fetched into an empty cache; a skip where no place gives it."""
+    """The folder of the real SmolLM2-135M-Instruct, fetched into an empty cache; a skip where no place gives it.
+
+    The workers of one run of the tests share the cache, so one of them fetches it.
+    """
     from lambda_grpo import InputError, policy
 
     patch = pytest.MonkeyPatch()
-    patch.setenv("LAMBDA_GRPO_CACHE", str(tmp_path_factory.mktemp("smollm2")))
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    shared = (
+        tmp_path_factory.getbasetemp().parent / "smollm2" if parallel else tmp_path_factory.mktemp("smollm2")
+    )
+    patch.setenv("LAMBDA_GRPO_CACHE", str(shared))
     try:
         return policy.smollm2_policy()
     except InputError as error:
