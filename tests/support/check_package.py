@@ -32,7 +32,9 @@ SWAP = ["python", str(Path(__file__).with_name("two_name_swap.py"))]
 WORKS = {
     "": [["lambda-grpo", "report", "rollouts.jsonl"]],
     "train": [["lambda-grpo", "train", "--dry_run"], SWAP],
-    "tasks": [["python", "-c", "from lambda_grpo.tasks import get_task; get_task('reasoning-gym:chain_sum')"]],
+    "tasks": [
+        ["python", "-c", "from lambda_grpo.tasks import get_task; get_task('reasoning-gym:chain_sum')"]
+    ],
     "verl": [["python", "-m", "lambda_grpo.engines.verl.check"]],
     "tinker": [["python", "-c", "import lambda_grpo.engines.tinker"]],
     "gguf": [["python", "-c", "import gguf"]],

@@ -50,7 +50,8 @@ class LocalHub(ThreadingHTTPServer):
 
     def batch(self, asked: dict[str, Any]) -> dict[str, Any]:
         objects = [
-            {**one, "actions": {"upload": {"href": f"{self.url}/stored/{one['oid']}"}}} for one in asked["objects"]
+            {**one, "actions": {"upload": {"href": f"{self.url}/stored/{one['oid']}"}}}
+            for one in asked["objects"]
         ]
         return {"transfer": "basic", "objects": objects}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lambda_grpo.policy import character_tokenizer
 
-SCRIPT = '''
+SCRIPT = """
 import torch
 from datasets import Dataset
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -39,7 +39,7 @@ trainer = GRPOTrainer(
     processing_class=TOKENIZER,
 )
 trainer.train()
-'''
+"""
 SWAPPED = SCRIPT.replace("from trl import", "from lambda_grpo.engines.trl import")
 SWAPPED = SWAPPED.replace("GRPOConfig", "LambdaGRPOConfig").replace("GRPOTrainer", "LambdaGRPOTrainer")
 

@@ -73,7 +73,7 @@ def test_it_pushes_to_a_hub(tmp_path: Path) -> None:
     assert all(content == (out / name).read_bytes() for name, content in pushed.items())
     card = pushed["README.md"].decode()
     assert hub.cards[-1] == card
-    assert "credit: lambda_grpo\ncredit_kwargs: {\"power\": 0.5}" in card
+    assert 'credit: lambda_grpo\ncredit_kwargs: {"power": 0.5}' in card
     assert 'model="me/tiny"' in card
     assert {name for name in pushed if name.startswith("rollouts/")} == {
         f"rollouts/{file.name}" for file in (out / "rollouts").glob("*.parquet")
