@@ -184,9 +184,9 @@ class RolloutReader:
         if group.tokens_from == FROM_IDS and (unlike := self.tokeniser.misfit(group.texts, group.token_ids)):
             saved, decoded = unlike
             self._note(
-                f"{group.run}: the tokenizer {self.tokeniser.source} does not fit the token ids: a completion "
-                f"saved as {saved!r} decodes to {decoded!r}. Trees come from the ids and are right. Steps are "
-                "shown by the completions as saved. Name the policy's own tokenizer."
+                f"{group.run}: the tokenizer {self.tokeniser.source} does not fit the token ids: a "
+                f"completion saved as {saved!r} decodes to {decoded!r}. Trees come from the ids and are "
+                "right. Steps are shown by the completions as saved. Name the policy's own tokenizer."
             )
 
     def _note_blocks(self, run: str, rows: FileRows) -> None:
