@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE := 1
 
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-llm test check docs package verl-test clean
+.PHONY: demo demo-llm test check docs package release-check verl-test clean
 
 demo: $(READY)
 	$(BIN)/lambda-grpo train
@@ -40,6 +40,10 @@ package: $(READY)
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/python tests/support/check_package.py dist
+
+# Before a release: each extra in an empty environment of its own, and there a script for TRL with two names swapped.
+release-check: docs package verl-test
+	$(BIN)/python tests/support/check_package.py dist train tasks gguf docs dev
 
 # verl, Ray and TransferQueue are as large as all the rest, and Hydra wants an older ANTLR than math-verify: a venv of their own.
 verl-test: $(VERL)/.ready

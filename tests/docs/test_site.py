@@ -6,6 +6,8 @@ import importlib
 import json
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -148,3 +150,28 @@ def test_every_setting_is_listed(docs: None) -> None:
     listed = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
     fields = [f.name for cls in (TrainOptions, LambdaGRPOConfig) for f in dataclasses.fields(cls) if f.init]
     assert sorted(listed) == sorted(fields)
+
+
+@pytest.mark.slow
+def test_the_search_finds_every_page(tmp_path: Path) -> None:
+    """The index that the search of the site reads holds each page of the navigation, and its sections by their headings."""
+    pytest.importorskip("mkdocs")
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--quiet",
+        "--strict",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    index = json.loads((tmp_path / "site/search/search_index.json").read_text())
+    found = {entry["location"]: entry for entry in index["docs"]}
+    named = re.findall(r"(\w+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(named) > 20
+    assert {f"{name}.html" for name in named if name != "index"} <= set(found)
+    assert "index.html" in found
+    assert "anti-exploitation" in found["reproduction.html"]["text"]
+    assert "min_p" in found["trl.html#how-lambda-grpo-train-asks"]["text"]

@@ -11,11 +11,12 @@ import time
 import numpy as np
 import pytest
 from reference import ReferenceGroup
-from rollout_samples import BY_HAND, group_rows, write_jsonl, write_run
+from rollout_samples import BY_HAND, group_rows, save_tokenizer, write_jsonl, write_run
 
 from lambda_grpo import InputError, ProcessTree
 from lambda_grpo.report import ReportOptions, report_command, write_report
 from lambda_grpo.report.analysis import analyse
+from lambda_grpo.report.content import report_content
 from lambda_grpo.report.sample import step_texts
 from lambda_grpo.rollouts import RolloutReader
 
@@ -257,3 +258,28 @@ def test_the_light_install_is_enough_and_starts_quickly(tmp_path):
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert time.perf_counter() - begin < 5  # about 0.7 s alone; room for a busy machine
+
+
+def test_a_tokenizer_that_does_not_fit_gives_no_texts(tmp_path):
+    ids = {"ab": [0, 1], "abc": [0, 1, 2]}
+    rows = [{"group": 0, "completion": t, "token_ids": i, "reward": len(i) - 2} for t, i in ids.items()]
+    path = write_jsonl(tmp_path / "r.jsonl", rows)
+    own, other = save_tokenizer(tmp_path / "own", "abc"), save_tokenizer(tmp_path / "other", "xyzabc")
+    for tokenizer, exact, notes in ((own, True, 0), (other, False, 1), (None, False, 0)):
+        content = report_content([path], ReportOptions(tokenizer=tokenizer))
+        assert len(content["notes"]) == notes
+        (group,) = content["groups"]
+        assert "z" not in "".join(group["nodes"]["text"])
+        assert group["texts_exact"] is exact
+
+
+def test_tokens_of_two_kinds_in_one_run_are_said(tmp_path):
+    ids = [{"group": 0, "completion": c, "token_ids": [i], "reward": i} for i, c in enumerate("ab")]
+    words = [{"group": 1, "completion": c, "reward": i} for i, c in enumerate("ab")]
+    (tmp_path / "run").mkdir()
+    write_jsonl(tmp_path / "run" / "1.jsonl", ids)
+    assert report_content([tmp_path / "run"], ReportOptions())["notes"] == []
+    write_jsonl(tmp_path / "run" / "2.jsonl", words)
+    (note,) = report_content([tmp_path / "run"], ReportOptions())["notes"]
+    sources = "token ids in the file in some groups, from words (no tokenizer given) in others"
+    assert note.startswith(f"run: tokens come from {sources}")

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rollout_samples import group_rows, write_jsonl, write_run
+from rollout_samples import group_rows, save_tokenizer, write_jsonl, write_run
 
 from lambda_grpo import InputError, ProcessTree
 from lambda_grpo.rollouts import RolloutReader
@@ -348,3 +348,40 @@ def test_a_file_belongs_to_one_run(tmp_path):
     for other in (file, file.parent):
         with pytest.raises(InputError, match=r"r\.jsonl is named twice, it is in .* too"):
             find_runs([tmp_path, other])
+
+
+# A tokenizer of another policy
+
+
+def test_ids_of_another_tokenizer_are_said(tmp_path):
+    rows = [
+        {"group": g, "completion": text, "token_ids": ["abc".index(c) for c in text], "reward": r}
+        for g in (0, 1)
+        for text, r in (("abcab", 1), ("abcca", 0))
+    ]
+    path = write_jsonl(tmp_path / "r.jsonl", rows)
+    own, other = save_tokenizer(tmp_path / "own", "abc"), save_tokenizer(tmp_path / "other", "xyzabc")
+    reader = RolloutReader([path], tokenizer=own)
+    assert len(list(reader)) == 2
+    assert reader.notes == []
+    reader = RolloutReader([path], tokenizer=other)
+    assert len(list(reader)) == 2
+    (note,) = reader.notes  # once, not for each group
+    assert (
+        f"the tokenizer {other} does not fit the token ids: a completion saved as 'abcab' decodes to" in note
+    )
+
+
+def test_special_tokens_are_no_misfit(tmp_path):
+    from tokenizers import AddedToken, Tokenizer
+
+    folder = save_tokenizer(tmp_path / "own", "abc")
+    tokenizer = Tokenizer.from_file(folder + "/tokenizer.json")
+    tokenizer.add_special_tokens([AddedToken("<|end_of_text|>")])
+    tokenizer.save(folder + "/tokenizer.json")
+    rows = [
+        {"group": 0, "completion": c, "token_ids": [i, 3], "reward": i} for i, c in enumerate("ab")
+    ]  # the end token is in the ids, and not in the text
+    reader = RolloutReader([write_jsonl(tmp_path / "r.jsonl", rows)], tokenizer=folder)
+    list(reader)
+    assert reader.notes == []

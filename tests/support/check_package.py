@@ -1,7 +1,8 @@
 """Is what `python -m build` made fit to be published? `python tests/support/check_package.py dist [EXTRA…]`
 
 The wheel holds the package, whole, and nothing else; the source archive what git tracks; and the wheel installs into an
-empty environment and works there, without extras and with each EXTRA named, in an environment of its own.
+empty environment and works there, without extras and with each EXTRA named, in an environment of its own. With TRL
+a script for TRL runs there, as it is and with two names swapped.
 """
 
 import argparse
@@ -26,20 +27,22 @@ ROLLOUTS = """\
 {"group": "a", "prompt": "7+2+13=", "completion": "7+2 = 9, so 22.", "reward": 1}
 {"group": "a", "prompt": "7+2+13=", "completion": "7+2 = 9, so 21.", "reward": 0}
 """
-# What each extra is for, in a command that fails without it. "" is the light install, where torch must be absent.
+SWAP = ["python", str(Path(__file__).with_name("two_name_swap.py"))]
+# What each extra is for, in commands that fail without it. "" is the light install, where torch must be absent.
 WORKS = {
-    "": ["lambda-grpo", "report", "rollouts.jsonl"],
-    "train": ["lambda-grpo", "train", "--dry_run"],
-    "tasks": ["python", "-c", "from lambda_grpo.tasks import get_task; get_task('reasoning-gym:chain_sum')"],
-    "verl": ["python", "-m", "lambda_grpo.engines.verl.check"],
-    "tinker": ["python", "-c", "import lambda_grpo.engines.tinker"],
-    "gguf": ["python", "-c", "import gguf"],
-    "docs": ["python", "-m", "mkdocs", "--version"],
-    "dev": ["python", "-m", "pytest", "--version"],
+    "": [["lambda-grpo", "report", "rollouts.jsonl"]],
+    "train": [["lambda-grpo", "train", "--dry_run"], SWAP],
+    "tasks": [
+        ["python", "-c", "from lambda_grpo.tasks import get_task; get_task('reasoning-gym:chain_sum')"]
+    ],
+    "verl": [["python", "-m", "lambda_grpo.engines.verl.check"]],
+    "tinker": [["python", "-c", "import lambda_grpo.engines.tinker"]],
+    "gguf": [["python", "-c", "import gguf"]],
+    "docs": [["python", "-m", "mkdocs", "--version"]],
+    "dev": [["python", "-m", "pytest", "--version"], SWAP],
 }
-UNCONSTRAINED = {
-    "tinker"
-}  # it wants another transformers than constraints.txt has; torch is pinned all the same
+# It wants another transformers than constraints.txt has. torch is pinned all the same.
+UNCONSTRAINED = {"tinker"}
 
 
 def wheel_faults(wheel: Path) -> list[str]:
@@ -107,8 +110,8 @@ def install(wheel: Path, extra: str) -> None:
         run(folder, [str(programs / "python"), "-m", "pip", "install", "--quiet", *pinned, wanted])
         run(folder, [str(programs / "python"), "-m", "pip", "check"])
         (Path(folder) / "rollouts.jsonl").write_text(ROLLOUTS)
-        program, *arguments = WORKS[extra]
-        run(folder, [str(programs / program), *arguments])
+        for program, *arguments in WORKS[extra]:
+            run(folder, [str(programs / program), *arguments])
         if not extra and run(folder, [str(programs / "python"), "-c", "import torch"], may_fail=True) == 0:
             sys.exit("the light install brought torch with it")
     name = f"lambda-grpo[{extra}]" if extra else "lambda-grpo"

@@ -116,3 +116,14 @@ def write_run(folder: Path, steps: int, groups: int, seed: int = 0) -> Path:
         table = pa.Table.from_pylist(rows)
         pq.write_table(table, folder / "rollouts" / f"step-{step:06d}-rank-0.parquet")
     return folder
+
+
+def save_tokenizer(folder, characters):
+    """One id per character, from 0."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token=characters[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)

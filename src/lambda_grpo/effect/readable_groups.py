@@ -1,17 +1,16 @@
 """Groups that a gradient can be computed for, and whether they fit a model's vocabulary and tokenizer."""
 
 from collections.abc import Iterable, Sequence
-from difflib import SequenceMatcher
 from itertools import islice
 from typing import Any
 
 from lambda_grpo.errors import InputError
 from lambda_grpo.rollouts import Group
 from lambda_grpo.rollouts.group import FROM_IDS
+from lambda_grpo.rollouts.tokens import misfit
 
 _LOOKED_AT = 20  # completions whose text is compared with what their ids decode to
-_CHARACTERS = 200  # of each
-_ALIKE = 0.5  # a policy's own tokenizer gives about 1, another one less than 0.3
+_TOKENS = 200  # of each
 
 
 def pushing_groups(groups: Iterable[Group], most: int | None) -> tuple[list[Group], int]:
@@ -73,10 +72,8 @@ def check_fit(groups: Sequence[Group], tokenizer: Any, vocabulary: int, model: s
                 f"{_name(group)} holds token id {highest}, but {model} has a vocabulary of {vocabulary}: is "
                 "this the model that sampled the rollouts?"
             )
-    pairs = list(islice(_texts(groups, tokenizer), _LOOKED_AT))
-    alike = [SequenceMatcher(None, saved, decoded, autojunk=False).ratio() for saved, decoded in pairs]
-    if alike and sum(alike) / len(alike) < _ALIKE:
-        saved, decoded = (text[:60] for text in pairs[alike.index(min(alike))])
+    if unlike := misfit(list(islice(_texts(groups, tokenizer), _LOOKED_AT))):
+        saved, decoded = unlike
         raise InputError(
             f"the tokenizer of {model} does not fit the token ids: a completion saved as {saved!r} decodes "
             f"to {decoded!r}. Is this the model that sampled the rollouts?"
@@ -87,6 +84,5 @@ def _texts(groups: Sequence[Group], tokenizer: Any) -> Iterable[tuple[str, str]]
     """Completions as saved and as decoded; only of their beginnings, and without special tokens."""
     for group in groups:
         for saved, ids in zip(group.texts, group.token_ids, strict=False):
-            decoded = tokenizer.decode(ids[:_CHARACTERS].tolist(), skip_special_tokens=True)
             if saved.strip():
-                yield saved.strip()[:_CHARACTERS], decoded.strip()[:_CHARACTERS]
+                yield saved, tokenizer.decode(ids[:_TOKENS].tolist(), skip_special_tokens=True)

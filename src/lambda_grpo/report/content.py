@@ -78,7 +78,8 @@ def report_content(paths: Sequence[str | Path], options: ReportOptions) -> dict[
     if not len(analysis.groups["run"]):
         why = "; ".join(left_out.examples[:3]) or "the files hold no rows"
         raise InputError(f"no group of completions is left to report on: {why}")
-    notes = [*reader.notes, *_unscored_notes(analysis), *_empty_notes(reader, origins)]
+    notes = [*reader.notes, *_mixed_notes(origins), *_unscored_notes(analysis)]
+    notes += _empty_notes(reader, origins)
     chosen, compared = sample.chosen(), {}
     if len(origins) > 1:
         beside = _side_by_side(reader, analysis, met, origins)
@@ -137,6 +138,16 @@ def _side_by_side(
         records=[read_records(run) for run in runs],
         origins=[list(origins[run.name]) for run in runs],
     )
+
+
+def _mixed_notes(origins: Mapping[str, Iterable[str]]) -> list[str]:
+    """One sentence for each run whose groups have tokens of several kinds."""
+    return [
+        f"{run}: tokens come from {' in some groups, from '.join(kinds)} in others. Means over such trees "
+        "mix two units."
+        for run, kinds in origins.items()
+        if len(list(kinds)) > 1
+    ]
 
 
 def _fitting(

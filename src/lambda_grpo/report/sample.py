@@ -18,6 +18,7 @@ from lambda_grpo import measures
 from lambda_grpo.report.analysis import step_columns
 from lambda_grpo.report.forks import fork_content
 from lambda_grpo.rollouts import Group
+from lambda_grpo.rollouts.group import FROM_IDS
 from lambda_grpo.rollouts.tokens import FALLBACK, Tokeniser, pieces
 from lambda_grpo.tree import ProcessTree
 
@@ -73,6 +74,8 @@ def own_copy(group: Group) -> Group:
 def group_content(group: Group, row: Row, tokeniser: Tokeniser | None) -> dict[str, Any]:
     """Everything the page shows of one group, ready for JSON; nodes as columns."""
     tree = ProcessTree.build(group.token_ids, group.contexts.tolist())
+    if tokeniser and group.tokens_from == FROM_IDS and tokeniser.misfit(group.texts, group.token_ids):
+        tokeniser = None  # another policy's: the completions as saved tell more
     texts, exact = step_texts(group, tree, tokeniser)
     return {
         **{name: row[name] for name in row if name not in ("run", "step", "group")},

@@ -163,7 +163,7 @@ def _parquet(file: Path, report: OnProblem) -> Iterator[_Row]:
     except InputError as error:
         report(file, None, str(error).removeprefix(f"{file}: "))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # values raise too
-        report(file, number + 1 if number else None, f"is not a whole Parquet file: {error}")
+        report(file, number + 1 if number else None, f"is not a whole Parquet file: {str(error).rstrip('.')}")
 
 
 def _columns_of(file: Path, schema: Any) -> tuple[Format, dict[str, str]]:

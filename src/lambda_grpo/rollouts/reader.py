@@ -14,7 +14,7 @@ import numpy as np
 from lambda_grpo.errors import InputError
 from lambda_grpo.rollouts import trl_tables
 from lambda_grpo.rollouts.files import FileRows, Format, read_rows
-from lambda_grpo.rollouts.group import Group, GroupRows, make_group
+from lambda_grpo.rollouts.group import FROM_IDS, Group, GroupRows, make_group
 from lambda_grpo.rollouts.paths import FoundRun, find_runs
 from lambda_grpo.rollouts.tokens import Tokeniser
 from lambda_grpo.rollouts.values import BadRow, text
@@ -64,6 +64,7 @@ class RolloutReader:
         self.runs: list[FoundRun] = find_runs(paths)
         self.left_out = LeftOut()
         self.notes: list[str] = []
+        self._fitted: set[str] = set()  # runs whose ids were compared with the tokenizer
         self.tokeniser = Tokeniser(tokenizer) if tokenizer else None
         self._skip_bad = skip_bad
         self._group_size = group_size
@@ -169,9 +170,24 @@ class RolloutReader:
             group = make_group(rows, wanted, step, self.tokeniser)
             if "block" in rows.columns and not group.blocks:
                 self._note_blocks(wanted.run, rows)
-            yield group
         except BadRow as bad:
             self._problem(rows.file, rows.numbers[places[bad.index]], str(bad), len(places), groups=1)
+            return
+        self._note_misfit(group)
+        yield group
+
+    def _note_misfit(self, group: Group) -> None:
+        """Say once for each run that its ids are not the tokenizer's; the first group with texts tells."""
+        if self.tokeniser is None or group.run in self._fitted or not any(group.texts):
+            return
+        self._fitted.add(group.run)
+        if group.tokens_from == FROM_IDS and (unlike := self.tokeniser.misfit(group.texts, group.token_ids)):
+            saved, decoded = unlike
+            self._note(
+                f"{group.run}: the tokenizer {self.tokeniser.source} does not fit the token ids: a "
+                f"completion saved as {saved!r} decodes to {decoded!r}. Trees come from the ids and are "
+                "right. Steps are shown by the completions as saved. Name the policy's own tokenizer."
+            )
 
     def _note_blocks(self, run: str, rows: FileRows) -> None:
         """Say why forks are not shown, unless the column says nothing."""

@@ -8,6 +8,7 @@ on differ here from the word's beginning on.
 
 import re
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from lambda_grpo.errors import InputError
 Int32 = NDArray[np.int32]
 
 FALLBACK = "words (no tokenizer given)"
+_LOOKED_AT = 20  # completions whose text is compared with what their ids decode to
+_CHARACTERS = 200  # of each
+_ALIKE = 0.5  # a policy's own tokenizer gives about 1, another one less than 0.3
 _PIECE = re.compile(r"\s*(?:\w+|[^\w\s])|\s+")
 
 
@@ -69,6 +73,29 @@ class Tokeniser:
         encoded = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encoded]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens written out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+    def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
+        """The text of token ids, with special tokens written out or left away."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special))
+
+    def misfit(self, texts: Sequence[str], ids: Sequence[Int32]) -> tuple[str, str] | None:
+        """As the function `misfit`, for completions as saved and their ids."""
+        decoded = [self.decode(row[:_CHARACTERS].tolist(), special=False) for row in ids[:_LOOKED_AT]]
+        return misfit(list(zip(texts, decoded, strict=False)))
+
+
+def misfit(pairs: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+    """The pair (text as saved, text as decoded) that differs most, cut short; None if the pairs are alike.
+
+    Only the first completions and their first characters are compared, and completions without text are not.
+
+    >>> misfit([("7+2 = 9", "7+2 = 9")])
+    >>> misfit([("7+2 = 9", "Ġvon Stadt")])
+    ('7+2 = 9', 'Ġvon Stadt')
+    """
+    pairs = [(saved.strip()[:_CHARACTERS], decoded.strip()[:_CHARACTERS]) for saved, decoded in pairs]
+    pairs = [(saved, decoded) for saved, decoded in pairs if saved][:_LOOKED_AT]
+    alike = [SequenceMatcher(None, *pair, autojunk=False).ratio() for pair in pairs]
+    if not alike or sum(alike) / len(alike) >= _ALIKE:
+        return None
+    saved, decoded = pairs[alike.index(min(alike))]
+    return saved[:60], decoded[:60]

@@ -20,6 +20,7 @@ Tested with trl 1.16.0.
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from lambda_grpo.credit import credit_group, get_credit, takes_plan
 from lambda_grpo.engines.trl.checkpoint_state import Resumable
 from lambda_grpo.engines.trl.config import LambdaGRPOConfig
 from lambda_grpo.engines.trl.guards import Guarded
+from lambda_grpo.engines.trl.model_card import card_with_credit
 from lambda_grpo.engines.trl.packing import TreePacking
 from lambda_grpo.engines.trl.ranks import check_agreement, checked_rollouts
 from lambda_grpo.engines.trl.sampling import TreeSampling
@@ -110,7 +112,7 @@ class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
     `tree/raw_per_unique` tokens. With branches also `tree/sampled_tokens`, the number of tokens drawn.
     """
 
-    _tag_names = ["trl", "lambda-grpo"]
+    _tag_names = ["trl", "grpo", "lambda-grpo"]
 
     rollout_func: Any
     _scored: _Scored  # the generation batch at hand
@@ -125,6 +127,14 @@ class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
         super().__init__(model, reward_funcs, args or LambdaGRPOConfig(), *rest, **kwargs)
         if self.rollout_func is not None:
             self.rollout_func = checked_rollouts(self.rollout_func)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's model card, `README.md` of the output folder, with the credit and its citation."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            card = Path(self.args.output_dir) / "README.md"
+            text = card_with_credit(card.read_text("utf-8"), self.args, self.state.log_history)
+            card.write_text(text, "utf-8")
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
