@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lambda_grpo.errors import InputError
 
@@ -107,3 +107,36 @@ class BranchPlan:
                 f"branch depths: {self.depths[-1]} is not below max_completion_length {max_length}: nothing "
                 "would be sampled after that fork"
             )
+
+
+def variance_components(rewards: ArrayLike, plan: BranchPlan) -> NDArray[np.float64]:
+    """(K, F + 1) how much of the rewards' variance is decided before the first of F forks, between forks, and
+    after the last; estimated without bias from each group alone.
+
+    They add up to the variance of one completion's reward. An estimate may be below 0, so take means over
+    groups. With one fork at d they are σ_b², the variance of the mean reward between beginnings of d tokens,
+    and σ_w², the mean variance within one.
+
+    Blocks below one block have means of variance v, so their mean has v / factor of it, which is taken off
+    the variance that is seen one level higher.
+
+    Args:
+        rewards: (K, G) finite rewards of K groups, slots in the plan's order.
+        plan: where these groups forked.
+
+    Raises:
+        InputError: as `BranchPlan.sizes`.
+
+    >>> variance_components([[1, 0, 0, 0]], BranchPlan((16,), (2,)))  # means .5 and 0; .5 and 0 within
+    array([[0.  , 0.25]])
+    """
+    values = np.asarray(rewards, np.float64)
+    groups, num_completions = values.shape
+    sizes = plan.sizes(num_completions)
+    children = (num_completions // sizes[0], *plan.factors)  # blocks below a group, a root, and so on
+    seen = np.zeros((groups, len(sizes)))
+    for level, (size, count) in enumerate(zip(sizes, children, strict=True)):
+        means = values.reshape(groups, num_completions // (count * size), count, size).mean(axis=-1)
+        seen[:, level] = means.var(axis=-1, ddof=1).mean(axis=-1)
+    seen[:, :-1] -= seen[:, 1:].copy() / plan.factors
+    return seen
