@@ -100,6 +100,23 @@ class BranchPlan:
         slots = np.arange(num_completions)[:, None]
         return (begin[level] + slots // sizes[level]).astype(np.int32)
 
+    def first_rows(self, num_completions: int, lengths: ArrayLike) -> NDArray[np.int64]:
+        """(B,) for each row of whole groups the row it repeats, or itself.
+
+        A completion that ended before a fork fills its block: its rows repeat the first of them.
+
+        Args:
+            num_completions: G.
+            lengths: (B,) tokens of the rows.
+
+        >>> BranchPlan((2,), (2,)).first_rows(4, [2, 2, 5, 3]).tolist()
+        [0, 0, 2, 3]
+        """
+        lengths = np.asarray(lengths)
+        sizes = np.array(self.sizes(num_completions))[np.searchsorted(self.depths, lengths, side="left")]
+        rows = np.arange(len(lengths))
+        return rows - rows % sizes
+
     def check_length(self, max_length: int) -> None:
         """Raise InputError where a fork lies at or beyond the longest completion."""
         if self.depths[-1] >= max_length:

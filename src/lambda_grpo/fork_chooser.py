@@ -1,14 +1,21 @@
 """`ForkChooser`: where the next batch forks, by what earlier batches showed (`branch_depths="auto"`).
 
-A fork at depth d makes b completions of one beginning. It saves tokens, but their rewards are alike as far as
-the beginning decides them. Let ρ(d) be the share of the reward's variance that the first d tokens decide,
-σ_b² / (σ_b² + σ_w²); T the mean length of a completion, and m the mean of min(length, d). A root costs
-m + b (T − m) tokens, and its mean reward has ρ + (1 − ρ)/b of one completion's variance. So at equal tokens
+A fork at depth d into b blocks saves tokens. It also compares completions of one beginning with each other,
+which takes what the beginning decides out of the noise of later tokens. But there are fewer beginnings.
 
-    gain(d, b) = T / ((ρ + (1 − ρ)/b) · (m + b (T − m)))
+Let ρ(d) be the share of the reward's variance that the first d tokens decide, σ_b² / (σ_b² + σ_w²); T the
+mean length of a completion, m the mean of min(length, d); N = G/b the roots, v = ρ + (1 − ρ)/b. In units of
+the variance of one reward and of one token's ∇ log π, summed over tokens, the gradient of a group has the
+variance
 
-is the variance of a mean reward over independent completions, divided by that over forked ones. It is largest
-at b = √(m/(T − m) · (1 − ρ)/ρ).
+    independent   T / (G − 1)                                     and G T sampled tokens
+    forked        m v / (N − 1) + (T − m)/G · w                   and N (m + b (T − m)) of them,
+
+    w = ρ (1 − q)² + (1 − ρ)(1 + q²/(b − 1)) + (1 − q)² v/(N − 1)     with q = (b − 1)/b · G/(G − 1)
+
+for the credit `branch` with its baseline `mixed`, in which siblings have the weight q. The gain of a fork is
+the variance without it over the variance with it, at equal tokens. This takes for granted that ∇ log π is as
+large for all tokens and does not depend on the rewards.
 
 The choice for a batch depends on earlier batches alone, because depths that depend on the completions at hand
 bias the gradient. It is a function of what was recorded, without random numbers: ranks that record the same,
@@ -56,7 +63,7 @@ class ForkChooser:
     True
     >>> chooser.learn(None, rewards=[[1, 0, 0, 1]], lengths=[20, 24, 20, 16])
     >>> chooser.plan
-    BranchPlan(depths=(2,), factors=(2,))
+    BranchPlan(depths=(1,), factors=(2,))
     """
 
     def __init__(self, num_completions: int, max_length: int) -> None:
@@ -80,7 +87,7 @@ class ForkChooser:
                 f"branch_depths 'auto': completions of {max_length} token have no place to fork: raise "
                 "max_completion_length"
             )
-        self.max_length = max_length
+        self.num_completions, self.max_length = num_completions, max_length
         self.is_off = False
         self.plan: BranchPlan | None = None
         self._records: deque[tuple[int, float, float]] = deque(maxlen=_RECORDS)  # depth, between, within
@@ -126,6 +133,19 @@ class ForkChooser:
         error = np.sqrt(count / (count - 1) * (residual**2).sum()) / total.sum()
         return float(np.clip(share, 0, 1)), float(error), count
 
+    def described(self) -> str:
+        """Why it is off: what was estimated at each depth that was tried."""
+        tried = [(depth, *self.shares(depth)) for depth in sorted({depth for depth, *_ in self._records})]
+        known = ", ".join(
+            f"{share:.2f} ± {error:.2f} by token {depth} ({count} groups)"
+            for depth, share, error, count in tried
+            if count >= TRIED_GROUPS
+        )
+        return (
+            f"at equal tokens no fork is estimated to gain {LEAST_GAIN - 1:.0%} in variance over independent "
+            f"completions. Share of the rewards' variance that is decided: {known or 'not estimated'}"
+        )
+
     def _choose(self) -> BranchPlan | None:
         if self.is_off or not self._lengths:
             return None
@@ -135,9 +155,10 @@ class ForkChooser:
             return None
         share, error, count = map(np.array, zip(*map(self.shares, depths), strict=True))
         tried = count >= TRIED_GROUPS
-        # Longer beginnings decide more, so what a shorter one surely decides bounds the others.
-        least_share = np.maximum.accumulate(np.maximum(share - _ERRORS * error, 0))
-        hopeful = self.gains(depths, least_share)
+        # Longer beginnings decide more, so what is sure of one bounds the others.
+        least = np.maximum.accumulate(np.clip(share - _ERRORS * error, 0, 1))
+        most = np.minimum.accumulate(np.clip(share + _ERRORS * error, 0, 1)[::-1])[::-1]
+        hopeful = np.maximum(self.gains(depths, least), self.gains(depths, most))
         open_depths = ~tried & (hopeful.max(axis=1) >= LEAST_GAIN)
         if open_depths.any():
             return BranchPlan((depths[int(open_depths.argmax())],), self.factors[:1])
@@ -150,10 +171,20 @@ class ForkChooser:
         return BranchPlan((depths[depth],), (self.factors[factor],))
 
     def gains(self, depths: ArrayLike, shares: ArrayLike) -> Float64:
-        """(D, B) gain of each depth with each of `factors`, if the first tokens decide these shares."""
+        """(D, B) gain of each depth with each of `factors`, if the first tokens decide these shares.
+
+        The inverse of a gain is linear in the share.
+        """
         lengths = np.array(self._lengths, np.float64)
+        size, total = self.num_completions, lengths.mean()
         before = np.minimum(lengths, np.reshape(depths, (-1, 1))).mean(axis=1)[:, None]
+        after = total - before
         share, factor = np.reshape(shares, (-1, 1)), np.array(self.factors)
-        variance = share + (1 - share) / factor
-        tokens = before + factor * (lengths.mean() - before)
-        return lengths.mean() / (variance * tokens)
+        roots, siblings = size / factor, (factor - 1) / factor * size / (size - 1)
+        beginning = share + (1 - share) / factor  # variance of a root's mean reward
+        others = (1 - siblings) ** 2
+        own = share * others + (1 - share) * (1 + siblings**2 / (factor - 1))
+        ending = own + others * beginning / (roots - 1)
+        variance = before * beginning / (roots - 1) + after / size * ending
+        tokens = roots * (before + factor * after)
+        return total / (size - 1) * size * total / (variance * tokens)

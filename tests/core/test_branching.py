@@ -197,6 +197,36 @@ def test_blocks() -> None:
     assert blocks[:, 3].tolist() == blocks[:, 4].tolist() == [6, 7, 8, 9, 10, 11, 12, 13]
 
 
+def test_first_rows_by_hand() -> None:
+    """8 rows, forks at 1 and 3: blocks of 4, 2, 1. Lengths 1: all four; 2 and 3: both; 4: alone."""
+    plan = BranchPlan((1, 3), (2, 2))
+    assert plan.first_rows(8, [1, 1, 1, 1, 2, 2, 4, 5]).tolist() == [0, 0, 0, 0, 4, 4, 6, 7]
+    assert plan.first_rows(8, [4, 5, 3, 3] * 4).tolist() == [
+        0,
+        1,
+        2,
+        2,
+        4,
+        5,
+        6,
+        6,
+        8,
+        9,
+        10,
+        10,
+        12,
+        13,
+        14,
+        14,
+    ]
+
+
+def test_counting_once_is_the_weight_of_lambda_grpo() -> None:
+    """Where no block begins like another by chance, 1/|λ| is 1/m."""
+    tree = ProcessTree.build([[1, 2, 5], [1, 2, 6], [3, 4, 7], [3, 4, 8]])
+    assert credit.lambda_grpo(tree, [1, 0, 0, 0]).weight.tolist() == [[0.5, 0.5, 1]] * 4
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -8,17 +8,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from jobs import Jobs
 from oracle import spliced_compute_loss
+from peft import LoraConfig
 from tiny_trainers import GROUP, PROMPTS, assert_close, completions_of, gradients, make_trainer, qwen2, reward
 from transformers import MambaConfig, MambaForCausalLM
 
-from lambda_grpo import InputError, cli
+from lambda_grpo import InputError, cli, fork_chooser
 from lambda_grpo.branching import BranchPlan
 from lambda_grpo.credit import CREDITS, get_credit, try_credit
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.engines.trl import sampling as trl_sampling
+from lambda_grpo.engines.trl.branching import Branching
 from lambda_grpo.training.settings import resolve
 
+LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
 ROWS = [{"prompt": prompt} for prompt in PROMPTS for _ in range(GROUP)]
 PLAN = BranchPlan((2,), (3,))  # 2 roots, each of 3 slots
 FORKS: dict[str, Any] = {"branch_depths": [2], "branch_factors": [3], "sampler": "tree", "temperature": 1.0}
@@ -68,7 +72,8 @@ def test_validation_and_the_default_never_fork(tmp_path: Path, requests: list[An
         trainer = make_trainer(tmp_path, **settings)
         assert not all(map(is_forked, forked_groups(turn(trainer, mode))))
         assert (requests[-1].branches, requests[-1].group) == (None, 1)
-        assert "tree/sampled_tokens" not in trainer._metrics[mode]
+        assert not {name for name in trainer._metrics[mode] if name.startswith("branch/")}
+        assert ("tree/sampled_tokens" in trainer._metrics[mode]) == (mode == "train")
     assert LambdaGRPOConfig("out", use_cpu=True, bf16=False).branch_plan is None
 
 
@@ -125,12 +130,13 @@ def moved(trainer: Any) -> None:
 def test_credit_branch_equals_the_spliced_oracle(
     tmp_path: Path, kwargs: dict[str, Any], values: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    given = {"num_iterations": 2, "epsilon": 0.2, "beta": 0.1, "credit": "branch", "credit_kwargs": kwargs}
+    given = {"num_iterations": 2, "epsilon": 0.001, "beta": 0.1, "credit": "branch", "credit_kwargs": kwargs}
     trainer = make_trainer(tmp_path, **FORKS, **given)
     batch = turn(trainer)
     rewards, width = values(own_rewards(batch, trainer)), batch["completion_ids"].shape[1]
     moved(trainer)
     got = gradients(trainer, trainer._compute_loss(trainer.model, batch))
+    assert 0.1 < trainer._metrics["train"]["clip_ratio/region_mean"][-1] < 0.9
     advantages = literal_advantages(rewards, forked_groups(batch), width)
     exact = {**batch, "advantages": advantages, "credit_weights": torch.ones_like(advantages)}
     compute_loss = spliced_compute_loss("term")
@@ -142,9 +148,11 @@ def test_credit_branch_equals_the_spliced_oracle(
         assert_close(got, gradients(trainer, compute_loss(trainer, trainer.model, exact)), 1e-3)
 
 
-def test_packed_equals_plain(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, **FORKS, credit="branch", tree_packing="on", num_iterations=2)
+@pytest.mark.parametrize("more", [{}, {"trainer_kwargs": {"peft_config": LORA}}], ids=["plain", "LoRA"])
+def test_packed_equals_plain(tmp_path: Path, more: dict[str, Any]) -> None:
+    trainer = make_trainer(tmp_path, **FORKS, credit="branch", tree_packing="on", num_iterations=2, **more)
     batch = turn(trainer)
+    assert all(map(is_forked, forked_groups(batch)))
     moved(trainer)
     found = []
     for mode in ("on", "off"):
@@ -186,12 +194,44 @@ def test_rollout_files_say_which_block_sampled_a_token(tmp_path: Path) -> None:
             assert row.get("block") == (numbers if settings else None)
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_completion_that_fills_several_rows_is_scored_once(tmp_path: Path, kind: str) -> None:
+    """What ended by token 2 is in three rows; a random reward is the same in all of them."""
+    calls: list[dict[str, Any]] = []
+
+    def judged(completions: list[str], log_extra: Any, **given: Any) -> list[float]:
+        calls.append(given | {"completions": completions})
+        log_extra("number", [float(i) for i in range(len(completions))])
+        return [float(np.random.default_rng([7, i]).random()) for i in range(len(completions))]
+
+    async def later(**given: Any) -> list[float]:
+        return judged(**given)
+
+    function = judged if kind == "sync" else later
+    trainer = make_trainer(tmp_path, **FORKS, trainer_kwargs={"reward_funcs": function})
+    roots = [root for group in forked_groups(turn(trainer)) for root in (group[:3], group[3:])]
+    ended = [len(root[0]) <= 2 for root in roots]
+    assert 0 < sum(ended) < len(roots)
+    (given,) = calls
+    assert len(given["completions"]) == sum(1 if over else 3 for over in ended)
+    seen = [ids for root, over in zip(roots, ended, strict=True) for ids in root[: 1 if over else 3]]
+    assert given["completion_ids"] == seen
+    assert len(given["prompts"]) == len(seen)
+    rewards = trainer._rewards.reshape(-1, 3)
+    numbers = np.reshape(list(trainer._logs["extra"]["number"]), (-1, 3))
+    for row, number, over in zip(rewards, numbers, ended, strict=True):
+        assert len(set(row.tolist())) == len(set(number.tolist())) == (1 if over else 3)
+    turn(trainer, "eval")
+    assert len(calls[-1]["completions"]) == len(ROWS)
+
+
 def configured(**settings: Any) -> LambdaGRPOConfig:
     given = {"per_device_train_batch_size": 8, "num_generations": 8, "max_completion_length": 32}
     given |= {"branch_depths": [16], "branch_factors": [2], "use_cpu": True, "bf16": False}
     return LambdaGRPOConfig("out", **given | settings)
 
 
+AUTO: dict[str, Any] = {"branch_depths": "auto", "branch_factors": None}
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "order": ({"branch_depths": [16, 8], "branch_factors": [2, 2]}, "each deeper than the one before"),
     "factor 1": ({"branch_factors": [1]}, r"branch factors: expected whole numbers from 2 on, got \[1\]"),
@@ -202,8 +242,25 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "one root": ({"branch_factors": [8]}, "one root, which all completions share: .* no gradient"),
     "depth": ({"branch_depths": [32]}, "32 is not below max_completion_length 32"),
     "generate": ({"sampler": "generate"}, "sampler 'generate' cannot fork. Set sampler='auto'"),
-    "vLLM": ({"use_vllm": True}, "vLLM and continuous batching cannot fork completions yet"),
-    "batching": ({"use_transformers_continuous_batching": True}, "vLLM and continuous batching cannot fork"),
+    "batching": (
+        {"use_transformers_continuous_batching": True},
+        "continuous batching cannot fork completions",
+    ),
+    "a word": ({"branch_depths": "late"}, "expected whole numbers, such as 8 16, or auto, got 'late'"),
+    "words": (
+        {"branch_depths": ["auto", "8"]},
+        r"expected whole numbers, such as 8 16, or auto, got \['auto', 8\]",
+    ),
+    "auto and factors": (
+        {"branch_depths": "auto"},
+        r"branch_factors: got \[2\], but branch_depths is 'auto'",
+    ),
+    "auto, prime": (
+        AUTO | {"num_generations": 7, "per_device_train_batch_size": 7},
+        "7 completions of a group cannot be",
+    ),
+    "auto, one token": (AUTO | {"max_completion_length": 1}, "completions of 1 token have no place to fork"),
+    "auto, generate": (AUTO | {"sampler": "generate"}, "sampler 'generate' cannot fork"),
     "no plan": (
         {"branch_depths": None, "branch_factors": None, "credit": "branch"},
         "credit 'branch' is for completions that fork: set branch_depths and branch_factors",
@@ -276,6 +333,20 @@ def test_the_credit_is_tried_on_a_group_that_fits_a_plan() -> None:
     assert get_credit("branch", {"baseline": "siblings"}) is CREDITS["branch"]
 
 
+def test_the_command_line_takes_auto(tmp_path: Path) -> None:
+    size = ["--num_generations", "8", "--per_device_train_batch_size", "8", "--max_completion_length", "32"]
+    for given in (["--branch_depths", "auto"], ["--branch_depths=auto"]):
+        settings = resolve("", [*given, *size])
+        assert settings.explicit["branch_depths"] == settings.config.branch_depths == "auto"
+        assert settings.config.forks
+        assert settings.config.branch_plan is None
+    recipe = tmp_path / "mine.yaml"
+    for written, expected in (("auto", "auto"), ("[8, 16]", [8, 16])):
+        factors = "branch_factors: [2, 2]\n" if expected != "auto" else ""
+        recipe.write_text(f"branch_depths: {written}\n{factors}")
+        assert resolve(str(recipe), size).config.branch_depths == expected
+
+
 def test_the_command_line_takes_a_plan() -> None:
     flags = ["--branch_depths", "8", "16", "--branch_factors", "2", "2", "--num_generations", "8"]
     settings = resolve("", [*flags, "--per_device_train_batch_size", "8", "--max_completion_length", "32"])
@@ -283,7 +354,124 @@ def test_the_command_line_takes_a_plan() -> None:
     assert settings.explicit["branch_depths"] == [8, 16]
 
 
-def test_a_dry_run_forks_where_the_run_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--branch_depths", "6", "--branch_factors", "2", "--credit", "branch"]
+@pytest.mark.parametrize(
+    "flags", [["--branch_depths", "6", "--branch_factors", "2"], ["--branch_depths=auto"]]
+)
+def test_a_dry_run_forks_where_the_run_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    flags = [*flags, "--credit", "branch"]
     assert cli.main(["train", "--dry_run", *flags, "--output_dir", str(tmp_path / "run")]) == 0
     assert "max_completion_length" in capsys.readouterr().out
+
+
+def test_what_a_step_drew_is_logged(tmp_path: Path) -> None:
+    """Tokens, distinct completions, and the variance between and within roots, from the rows themselves."""
+    for settings in (FORKS, {"sampler": "tree", "temperature": 1.0}, {"temperature": 1.0}):
+        trainer = make_trainer(tmp_path, **settings)
+        groups = forked_groups(turn(trainer))
+        logged = trainer._metrics["train"]
+        assert logged["tree/distinct_completions"] == [np.mean([len(set(map(tuple, g))) for g in groups])]
+        if settings is not FORKS:
+            assert logged["tree/sampled_tokens"] == [sum(len(ids) for g in groups for ids in g)]
+            assert "branch/variance_between" not in logged
+            continue
+        r = trainer._rewards.double().numpy().reshape(-1, 2, 3)
+        within = r.var(axis=2, ddof=1).mean(axis=1)
+        between = r.mean(axis=2).var(axis=1, ddof=1) - within / 3
+        assert logged["branch/variance_within"] == pytest.approx([within.mean()])
+        assert logged["branch/variance_between"] == pytest.approx([between.mean()])
+        assert abs(between.mean()) > 1e-3
+        assert "branch/depth" not in logged  # it is the one that was set
+
+
+def test_groups_with_unscored_completions_are_in_no_variance(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, **FORKS)
+    trainer.model.train()
+    logged = trainer._branch_fractions(np.array([0, 1, 0, 1, 0, 1, np.nan, 0, 1, 0, 1, 0]))
+    assert logged["branch/variance_within"] == (pytest.approx(1 / 3), 1)  # of 0 1 0 and 1 0 1
+    assert logged["branch/variance_between"] == (pytest.approx(1 / 18 - 1 / 9), 1)
+
+
+def test_auto_forks_by_earlier_batches(tmp_path: Path, requests: list[Any]) -> None:
+    """The first batch is independent; then depth and factor are those that earlier batches taught."""
+    trainer = make_trainer(tmp_path, **FORKS | AUTO, credit="branch", max_steps=4, save_rollouts=True)
+    chosen = []
+    learn = trainer._chooser.learn
+    trainer._chooser.learn = lambda plan, *seen: (learn(plan, *seen), chosen.append(trainer._chooser.plan))
+    trainer.train()
+    plans = [request.branches for request in requests]
+    assert plans == [None, *chosen[:-1]]
+    assert plans[1:] == [BranchPlan((1,), (2,))] * 3  # of at most 5 tokens
+    rows = [row for row in trainer.state.log_history if "branch/depth" in row]
+    assert [(row["branch/depth"], row["branch/factor"]) for row in rows] == [(0, 1)] + [(1, 2)] * 3
+    assert ["branch/variance_within" in row for row in rows] == [False, True, True, True]
+    files = sorted((tmp_path / "rollouts").iterdir())
+    assert ["block" in pq.read_table(file).column_names for file in files] == [False, True, True, True]
+    assert trainer._chooser.shares(1)[2] > 0
+    turn(trainer, "eval")
+    assert requests[-1].branches is None
+    assert len(chosen) == 4  # validation teaches nothing
+
+
+def test_auto_says_once_that_it_is_off(
+    tmp_path: Path, requests: list[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the third batch on no fork is good enough."""
+    monkeypatch.setattr(fork_chooser, "TRIED_GROUPS", 2)
+    trainer = make_trainer(tmp_path, **FORKS | AUTO, credit="branch", max_steps=5)
+    learn, seen = trainer._chooser.learn, []
+
+    def late(*batch: Any) -> None:
+        seen.append(batch)
+        if len(seen) == 3:
+            monkeypatch.setattr(fork_chooser, "LEAST_GAIN", 99.0)
+        learn(*batch)
+
+    trainer._chooser.learn = late
+    trainer.train()
+    assert [request.branches is None for request in requests] == [True, False, False, True, True]
+    assert trainer._chooser.is_off
+    assert len(seen) == 3
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "lambda_grpo.engines.trl.branching"]
+    assert "branch_depths 'auto' is off from here on: at equal tokens no fork is estimated to gain" in said
+    assert "by token 1 (" in said
+    resumed = make_trainer(tmp_path, **FORKS | AUTO, credit="branch")
+    resumed._chooser.load_state(trainer._chooser.state())
+    turn(resumed)
+    assert requests[-1].branches is None
+    assert len([r for r in caplog.records if r.name == "lambda_grpo.engines.trl.branching"]) == 1
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_auto_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    """A run that is resumed chooses as if it had not been killed."""
+    monkeypatch.setattr(fork_chooser, "TRIED_GROUPS", 4)
+    if not kept:
+        monkeypatch.delattr(Branching, "load_kept_state")
+    settings = {
+        **FORKS,
+        **AUTO,
+        "credit": "branch",
+        "max_steps": 8,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    outcomes = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-5")):
+        trainer = make_trainer(tmp_path, **settings)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        rows = [row for row in trainer.state.log_history if "branch/depth" in row]
+        forks = [(row["branch/depth"], row["branch/factor"]) for row in rows]
+        outcomes.append((forks, [p.detach().clone() for p in trainer.model.parameters()]))
+    assert len(set(outcomes[0][0])) > 2  # it tried several
+    same = outcomes[0][0] == outcomes[1][0]
+    same = same and all(torch.equal(a, b) for a, b in zip(outcomes[0][1], outcomes[1][1], strict=True))
+    assert same == kept
+
+
+@pytest.mark.slow
+def test_two_ranks_fork_alike(jobs: Jobs, tmp_path: Path) -> None:
+    """Each its own groups; with `auto` both choose the same, after a kill too."""
+    job = jobs.start(tmp_path, call="branching_worker:main")
+    assert job.wait(300) == 0, job.output()

@@ -48,13 +48,14 @@ def replacements(settings: TrainSettings, flags: Sequence[str], folder: Path) ->
         InputError: the model's class is not known here.
     """
     options, config = settings.options, settings.config
+    depths = config.branch_plan.depths if config.branch_plan else ()
     prompts = config.generation_batch_size // config.num_generations
     rows, group = config.per_device_eval_batch_size, config.num_generations_eval or config.num_generations
     validated = max(1, rows // group) if options.validate_every else 0
     found = {
         "model": _write_model(options.model, folder / "model"),
         "max_steps": "2",
-        "max_completion_length": str(max([4, *(depth + 2 for depth in config.branch_depths or ())])),
+        "max_completion_length": str(max([4, *(depth + 2 for depth in depths)])),
         "train_problems": str(max(_TRAIN_LINES, prompts)),  # no step is made of less
         "eval_problems": str(_TEST_PROBLEMS),
         "use_vllm": "false",

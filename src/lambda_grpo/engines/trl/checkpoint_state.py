@@ -10,6 +10,7 @@ entropy. This module keeps what both leave out, in one file per process in each 
 - whether tree packing was given up, and the machine's speed, by which `auto` decides what to pack: packed
   passes and plain ones differ by rounding;
 - whether sampling on the tree was given up;
+- what `branch_depths: auto` learned, by which it chooses where to fork;
 - the reference model, where `sync_ref_model` changes it.
 
 Not kept: the random state of vLLM, and that of an iterable data set. Tested with trl 1.16.0 and

@@ -1,5 +1,6 @@
 """The settings of `LambdaGRPOTrainer`: TRL's `GRPOConfig` plus ours."""
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,9 @@ from lambda_grpo.branching import BranchPlan
 from lambda_grpo.credit import advantage_varies, get_credit, takes_plan, try_credit
 from lambda_grpo.engines.trl.packing import MODES
 from lambda_grpo.engines.trl.sampling import SAMPLERS
+from lambda_grpo.engines.trl.vllm_forks import check_generation_kwargs
 from lambda_grpo.errors import InputError, unknown_name
+from lambda_grpo.fork_chooser import ForkChooser
 
 
 @dataclass
@@ -27,7 +30,8 @@ class LambdaGRPOConfig(GRPOConfig):
         sampler: `tree` computes each prompt once for all its completions, and lets ended ones go; `generate`
             is TRL's own way; `auto` is `tree` where that can be, and `generate` where it cannot.
         branch_depths, branch_factors: where the completions of a group fork, in tokens after the prompt, and
-            into how many blocks (`BranchPlan`); None: they are independent. Validation never forks.
+            into how many blocks (`BranchPlan`); None: they are independent. `auto` chooses depth and factor
+            of each batch by what earlier ones showed (`ForkChooser`). Validation never forks.
         save_rollouts: write every generation batch to `output_dir/rollouts/*.parquet`.
         reward_timeout: seconds that one call of a reward function may take, 0 for no limit.
         max_skipped_steps: so many steps in a row whose gradients are not finite end training.
@@ -51,9 +55,13 @@ class LambdaGRPOConfig(GRPOConfig):
             "help": "Run each prompt once for all completions: auto (where it can be), tree or generate."
         },
     )
-    branch_depths: list[int] | None = field(
+    branch_depths: list[int] | str | None = field(
         default=None,
-        metadata={"help": "Tokens after the prompt at which completions fork, such as 8 16; none: no forks."},
+        metadata={
+            "help": "Tokens after the prompt at which completions fork, such as 8 16; auto: chosen by what "
+            "earlier batches showed; none: no forks.",
+            "nargs": "+",  # on the command line they come as texts
+        },
     )
     branch_factors: list[int] | None = field(
         default=None, metadata={"help": "For each depth, the number of blocks that a block forks into."}
@@ -74,6 +82,7 @@ class LambdaGRPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.branch_depths = _as_numbers(self.branch_depths)
         self.check_credit()
         if self.tree_packing not in MODES:
             raise unknown_name("tree_packing", str(self.tree_packing), MODES)
@@ -89,31 +98,54 @@ class LambdaGRPOConfig(GRPOConfig):
         self._check_branches()
 
     @property
+    def forks(self) -> bool:
+        """Whether completions may fork in training."""
+        return self.branch_depths is not None or self.branch_factors is not None
+
+    @property
     def branch_plan(self) -> BranchPlan | None:
-        """Where the completions of a group fork in training; None: nowhere.
+        """Where the completions of a group fork in training; None: nowhere, or it is chosen batch by batch.
 
         Raises:
             InputError: depths or factors that are no plan.
         """
-        if self.branch_depths is None and self.branch_factors is None:
+        if not self.forks or self.branch_depths == "auto":
             return None
         depths: Any = self.branch_depths
         factors: Any = self.branch_factors
         return BranchPlan(depths, factors)
 
+    def fork_chooser(self) -> ForkChooser | None:
+        """What chooses where to fork, without records; None if that is fixed.
+
+        Raises:
+            InputError: factors are given too; nothing can be chosen from.
+        """
+        if self.branch_depths != "auto":
+            return None
+        if self.branch_factors is not None:
+            raise InputError(
+                f"branch_factors: got {self.branch_factors}, but branch_depths is 'auto', which chooses the "
+                "factor too: leave branch_factors away, or give the depths"
+            )
+        return ForkChooser(self.num_generations, self.max_completion_length or sys.maxsize)
+
     def _check_branches(self) -> None:
         """Raise InputError where the plan and the other settings do not fit together."""
-        plan = self.branch_plan
-        if plan is None:
+        if not self.forks:
             return
-        plan.sizes(self.num_generations)
-        if self.max_completion_length is not None:
-            plan.check_length(self.max_completion_length)
-        if self.use_vllm or self.use_transformers_continuous_batching:
+        self.fork_chooser()
+        if plan := self.branch_plan:
+            plan.sizes(self.num_generations)
+            if self.max_completion_length is not None:
+                plan.check_length(self.max_completion_length)
+        if self.use_transformers_continuous_batching:
             raise InputError(
-                "branch_depths: vLLM and continuous batching cannot fork completions yet. Leave "
-                "branch_depths away, or let the tree sampler generate"
+                "branch_depths: continuous batching cannot fork completions. Leave branch_depths away, or "
+                "let the tree sampler or vLLM generate"
             )
+        if self.use_vllm:
+            check_generation_kwargs(self.generation_kwargs, self.vllm_structured_outputs_regex)
         if self.sampler == "generate":
             raise InputError("branch_depths: sampler 'generate' cannot fork. Set sampler='auto' or 'tree'")
         rows = self.generation_batch_size // self.world_size
@@ -129,7 +161,7 @@ class LambdaGRPOConfig(GRPOConfig):
         if isinstance(self.credit_kwargs, str):
             raise InputError(f"credit_kwargs: expected a JSON object, got {self.credit_kwargs!r}")
         tried = try_credit(self.credit, self.credit_kwargs)
-        if takes_plan(get_credit(self.credit)) and self.branch_plan is None:
+        if takes_plan(get_credit(self.credit)) and not self.forks:
             raise InputError(
                 f"credit {self.credit!r} is for completions that fork: set branch_depths and branch_factors"
             )
@@ -150,3 +182,15 @@ class LambdaGRPOConfig(GRPOConfig):
         if self.off_policy_mask_threshold is not None:
             return f"off_policy_mask_threshold={self.off_policy_mask_threshold}"
         return ""
+
+
+def _as_numbers(depths: Any) -> Any:
+    """`branch_depths` as numbers, or `auto`; the command line gives a list of texts."""
+    if isinstance(depths, list) and len(depths) == 1 and depths[0] == "auto":
+        return "auto"
+    if isinstance(depths, list) and any(isinstance(depth, str) for depth in depths):
+        depths = [int(d) if isinstance(d, str) and d.isdecimal() else d for d in depths]
+    texts = depths if isinstance(depths, list) else [depths]
+    if depths != "auto" and any(isinstance(depth, str) for depth in texts):
+        raise InputError(f"branch_depths: expected whole numbers, such as 8 16, or auto, got {depths!r}")
+    return depths

@@ -6,7 +6,8 @@ prompts, unwraps the model and cuts the completions as ever. `sampler: generate`
 Random numbers come from torch's generator on the CPU, one number a turn, and so they are in every checkpoint.
 What cannot be sampled on a tree (vLLM, continuous batching, tools, images, active dropout, layers that cannot
 fork, settings of `generate` that are not ours) goes TRL's own way, after one warning where it is a surprise.
-With `branch_depths` it is refused instead, because TRL's own way cannot fork.
+With `branch_depths` it is refused instead, because TRL's own way cannot fork; only with vLLM it can
+(`vllm_forks.py`).
 """
 
 import logging
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor
 
 from lambda_grpo.branching import BranchPlan
-from lambda_grpo.engines.trl.checkpoint_state import KeepsState
+from lambda_grpo.engines.trl.branching import Branching, cannot_fork
+from lambda_grpo.engines.trl.vllm_forks import generate_forked
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing.supported import inner_model
-from lambda_grpo.sampling import DrawSettings, Request, check_can_fork, draw_seed, sample_on_tree
+from lambda_grpo.sampling import DrawSettings, Request, draw_seed, sample_on_tree
 from lambda_grpo.sampling.plain import NEUTRAL
 
 Sampler = Literal["auto", "tree", "generate"]
@@ -40,34 +42,12 @@ _NEUTRAL = NEUTRAL | {"num_return_sequences": 1, "length_penalty": 1.0, "encoder
 _logger = logging.getLogger(__name__)
 
 
-class TreeSampling(KeepsState):
-    """`GRPOTrainer` with `args.sampler` and `args.branch_depths`."""
+class TreeSampling(Branching):
+    """`GRPOTrainer` with `args.sampler`; it forks where `Branching` says."""
 
     use_transformers_continuous_batching: bool
-    num_generations: int
-    tools: Any
-    rollout_func: Any
     _sampled_tokens = 0  # drawn on this rank for the generation batch at hand
     _tree_is_off = False  # known after the first try; kept, because a try takes a random number
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.args.branch_plan:
-            if self.tools or self.rollout_func is not None:
-                raise InputError(
-                    "branch_depths: tools, several turns and rollout_func cannot fork: "
-                    "leave branch_depths away"
-                )
-            try:
-                check_can_fork(self.model)
-            except InputError as reason:
-                raise _cannot_fork(str(reason)) from reason
-
-    @property
-    def _plan(self) -> BranchPlan | None:
-        """Where completions fork now: validation never does."""
-        plan: BranchPlan | None = self.args.branch_plan
-        return plan if self.model.training else None
 
     def kept_state(self) -> dict[str, Any]:
         return super().kept_state() | {"sampling": {"off": self._tree_is_off}}
@@ -80,6 +60,9 @@ class TreeSampling(KeepsState):
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any
     ) -> Any:
         turn = super()._generate_single_turn
+        if self.use_vllm and self._plan:
+            with _replaced_generate(self.vllm_generation, partial(self._fork_with_vllm, self._plan)):
+                return turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
         if self.args.sampler == "generate" or self._tree_is_off or self._generated_elsewhere():
             return turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
         if images is not None or multimodal_fields or self.tools:
@@ -88,6 +71,11 @@ class TreeSampling(KeepsState):
         sample_turn = partial(self._sample_turn, self._plan)
         with _replaced_generate(self.accelerator.unwrap_model(self.model_wrapped), sample_turn):
             return turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
+
+    def _fork_with_vllm(self, plan: BranchPlan, vllm: Any, own: Callable[..., Any], **asked: Any) -> Any:
+        """In place of `VLLMGeneration.generate`, which is `own`."""
+        output, self._sampled_tokens = generate_forked(vllm, own, plan, self.eos_token_ids, **asked)
+        return output
 
     def _generated_elsewhere(self) -> bool:
         return bool(self.use_vllm or self.use_transformers_continuous_batching)
@@ -126,16 +114,12 @@ class TreeSampling(KeepsState):
         Raises:
             InputError: the settings want a tree, or forks.
         """
-        if self.args.branch_plan:
-            raise _cannot_fork(reason)
+        if self.args.forks:
+            raise cannot_fork(reason)
         if self.args.sampler == "tree":
             raise InputError(f"sampler: got 'tree', but {reason}. Set sampler='auto'")
         _logger.warning("Sampling on the tree is off, transformers' generate samples: %s", reason)
         self._tree_is_off = True
-
-
-def _cannot_fork(reason: str) -> InputError:
-    return InputError(f"branch_depths: completions cannot fork here: {reason}. Leave branch_depths away")
 
 
 def request_of(model: Any, prompts: list[list[int]], generation_config: Any) -> Request:
@@ -173,7 +157,10 @@ def request_of(model: Any, prompts: list[list[int]], generation_config: Any) -> 
 
 @contextmanager
 def _replaced_generate(model: Any, generate: Callable[..., Tensor]) -> Iterator[None]:
-    """Inside, `model.generate(…)` is `generate(model, own, …)`, where `own` is what it was."""
+    """Inside, `model.generate(…)` is `generate(model, own, …)`, where `own` is what it was.
+
+    TRL gives everything by keyword.
+    """
     before, own = vars(model).get("generate"), model.generate
     model.generate = lambda **inputs: generate(model, own, **inputs)
     try:

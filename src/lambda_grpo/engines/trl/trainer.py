@@ -108,8 +108,9 @@ class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
     `tree/intermediate_proportion`, `tree/shared_tokens` (share of tokens with |λ| > 1),
     `tree/flat_groups` (share), `credit/mean_weight`, and the shares of completions that stay in the tree but
     contribute nothing: `credit/unscorable` (no reward function scored them) and `credit/truncated` (all
-    their tokens masked). With tree packing also `tree/packed` (share of micro-batches) and
-    `tree/raw_per_unique` tokens. With branches also `tree/sampled_tokens`, the number of tokens drawn.
+    their tokens masked). In training also `tree/sampled_tokens`, the number of tokens drawn on all ranks, and
+    `tree/distinct_completions` of a group. With tree packing also `tree/packed` (share of micro-batches) and
+    `tree/raw_per_unique` tokens.
     """
 
     _tag_names = ["trl", "grpo", "lambda-grpo"]
@@ -157,8 +158,11 @@ class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
             own = values[groups.own, : batch["completion_ids"].shape[1]]
             batch[name] = torch.from_numpy(np.ascontiguousarray(own)).to(like.device)
         self._log_credit(mode, groups, trees, masks, weights)
-        if self.args.save_rollouts and mode == "train":
-            self._save_rollouts(groups, _prompt_ids(batch))
+        if mode == "train":
+            self._log_samples(groups, trees, batch)
+            if self.args.save_rollouts:
+                self._save_rollouts(groups, _prompt_ids(batch))
+            self._choose_next_forks(self._rewards.cpu().numpy(), self._scored.completion_ids)
         return batch
 
     def _whole_groups(self, batch: dict[str, Any], size: int) -> _Groups:
@@ -220,9 +224,21 @@ class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
         }
         for name, (total, count) in fractions.items():
             self._log_mean(mode, name, total, count)
-        if self._plan:  # the sum over ranks, not their mean
-            count = 1 if self.accelerator.is_main_process else 0
-            self._log_mean(mode, "tree/sampled_tokens", self._sampled_tokens, count)
+
+    def _log_samples(self, groups: _Groups, trees: list[ProcessTree], batch: dict[str, Any]) -> None:
+        """Log what was drawn for a step of training, and how the rewards of forked completions vary."""
+        tokens = sum(map(len, self._scored.completion_ids))
+        if "tool_mask" in batch:  # what tools wrote was not drawn
+            tokens = int(batch["tool_mask"].sum())
+        if self._plan:
+            tokens = self._sampled_tokens
+        begun = groups.begun_here
+        distinct = [len(np.unique(tree.leaf)) for tree in trees[begun.start // groups.size :]]
+        self._log_mean("train", "tree/distinct_completions", sum(distinct), len(distinct))
+        # The sum over ranks, not their mean.
+        self._log_mean("train", "tree/sampled_tokens", tokens, self.accelerator.is_main_process)
+        for name, (total, count) in self._branch_fractions(groups.rewards[begun]).items():
+            self._log_mean("train", name, total, count)
 
     def _log_mean(self, mode: str, name: str, total: float, count: float) -> None:
         """Append total / count to TRL's metrics, both summed over processes."""
