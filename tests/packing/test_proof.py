@@ -55,7 +55,8 @@ def proof_of(family: str, precision: str, fault: bool, exact: bool = True) -> Pr
     model = model.to(
         {"bf16 weights": torch.bfloat16, "fp16 weights": torch.float16}.get(precision, torch.float32)
     )
-    context = torch.autocast("cpu", torch.bfloat16) if precision == "autocast" else nullcontext()
+    narrow = {"bf16 autocast": torch.bfloat16, "fp16 autocast": torch.float16}.get(precision)
+    context = torch.autocast("cpu", narrow) if narrow else nullcontext()
     ids, mask = make_rows()
     packed = pack_rows(ids, mask, WIDTH)
     packed = with_fault(packed, precision == "float32") if fault else packed
@@ -70,7 +71,9 @@ def proof_of(family: str, precision: str, fault: bool, exact: bool = True) -> Pr
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gemma2", "gpt2"])
-@pytest.mark.parametrize("precision", ["float32", "bf16 weights", "fp16 weights", "autocast"])
+@pytest.mark.parametrize(
+    "precision", ["float32", "bf16 weights", "fp16 weights", "bf16 autocast", "fp16 autocast"]
+)
 def test_what_is_right_passes_and_a_wrong_mask_does_not(family: str, precision: str) -> None:
     right, wrong = proof_of(family, precision, fault=False), proof_of(family, precision, fault=True)
     assert right.holds, str(right)
