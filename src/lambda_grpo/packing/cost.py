@@ -31,7 +31,7 @@ import torch
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing.attention import plan_limits
 from lambda_grpo.packing.attention.blocks import BLOCK, PaddedTree, block_table
-from lambda_grpo.packing.attention.plan import num_pairs
+from lambda_grpo.packing.attention.plan import planned_size
 from lambda_grpo.packing.layout import PackedTree
 
 WORTHWHILE = 1.1  # pack if `predicted_gain` is at least this, before anything is timed
@@ -147,9 +147,9 @@ def tree_work(packed: PackedTree, config: Any, in_blocks: bool = False) -> Work:
     if in_blocks:
         return _work(config, packed.num_tokens, _block_pairs(packed), len(packed.target), pieces=1)
     width = getattr(config, "num_attention_heads", 1) * _head_size(config)  # without heads _work raises
-    plan = packed.layout.plan(None, plan_limits(width, stored=False))
-    pieces = sum(len(block.pieces) for block in plan)
-    return _work(config, packed.num_tokens, num_pairs(plan), len(packed.target), pieces)
+    tree = packed.subtree_end.cpu().numpy(), packed.position.cpu().numpy()
+    pairs, pieces = planned_size(*tree, plan_limits(width, stored=False).overhead)
+    return _work(config, packed.num_tokens, pairs, len(packed.target), pieces)
 
 
 def row_work(packed: PackedTree, config: Any, projected: int | None = None) -> Work:

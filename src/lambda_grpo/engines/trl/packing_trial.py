@@ -78,7 +78,9 @@ class Trial:
         for part, share in [(part, True) for part in parts] + [(parts[-1], False)]:
             tree = pack_rows(part.ids, part.mask, part.width, share=share)
             plain, packed = works(tree, config, part.ids.numel(), in_blocks)
-            updates.append(_Update("tree", packed.parts(rate), part, partial(self.packed, tree)))
+            updates.append(
+                _Update("tree", packed.parts(rate), part, partial(self._pack_and_run, part, share))
+            )
             if share:
                 updates.append(_Update("rows", plain.parts(rate), part, partial(self.plain, part)))
         seconds = self._fastest(updates)
@@ -87,6 +89,10 @@ class Trial:
             timed = [(u.guess, took) for u, took in zip(updates, seconds, strict=True) if u.way == way]
             fitted[way] = WayCost.fitted([guess for guess, _ in timed], [took for _, took in timed])
         return Calibration(rate, **fitted)
+
+    def _pack_and_run(self, rows: PaddedRows, share: bool) -> Tensor:
+        """As training does it, where each micro-batch is packed and planned once."""
+        return self.packed(pack_rows(rows.ids, rows.mask, rows.width, share=share))
 
     def _parts(self, rows: PaddedRows, rate: float) -> Sequence[PaddedRows]:
         """Half of the rows, and all; fewer, where an update of them would take long."""
