@@ -5,6 +5,8 @@
     update      log-probs forward and backward with gradient checkpointing, three ways over the same completions:
                 TRL's step; the rows without padding, one after the other in one row; the tree
     sampling    `lambda_grpo.sampling` against transformers' `generate`
+    head        memory and time of the LM head alone: TRL's, whole logits of the completions, Liger's GRPO loss (if
+                `liger-kernel` is installed), ours (`head_memory.py`)
     credit      what trees and λ-GRPO's weights cost, beside the update that needs them
     training    a few steps of λ-GRPO, by `tree_packing` off and auto, with a model of your own (`--model FOLDER`)
 
@@ -30,6 +32,8 @@ from typing import Any
 import torch
 from gpu_cases import GROUP, MODELS, TINY, ModelShape, make_capped, make_model, rows_of, rows_with_a_tail
 from gpu_runs import sampling_case, training_case
+from head_memory import HeadShape, compare_heads
+from head_memory import line as head_line
 from packing_groups import Rows
 from timing import median_seconds, weights_of
 from transformers.utils import logging as transformers_logging
@@ -205,6 +209,15 @@ def credit_case(bench: Bench, table: list[dict[str, Any]]) -> dict[str, Any]:
     return {"seconds": seconds, "tokens": tokens, "share_of_update": share}
 
 
+def head_case(bench: Bench) -> list[dict[str, Any]]:
+    shape = HeadShape(2, 4, 16, 64, 1_000) if bench.tiny else HeadShape(16, 256, 768, 896, 151_936)
+    rows = []
+    for row in compare_heads(shape, bench.device, bench.dtype):
+        print("head " + head_line(row), flush=True)
+        rows.append(row)
+    return rows
+
+
 # What is written
 
 
@@ -231,7 +244,9 @@ def markdown(result: dict[str, Any]) -> str:
         "| model | completions | raw tokens | raw ÷ unique | TRL, s | unpadded, s | tree, s | over TRL "
         "| over unpadded | GB, TRL → tree | raw tokens/s, tree |\n|---|---|" + "--:|" * 9 + "\n"
     )
-    return head + "".join(line(row) + "\n" for row in result["update"])
+    heads = "".join(f"    {head_line(row)}\n" for row in result["head"])
+    rows = "".join(line(row) + "\n" for row in result["update"])
+    return f"{head}{rows}\nThe LM head alone:\n\n{heads}"
 
 
 def plot(table: list[dict[str, Any]], path: Path) -> None:
@@ -254,6 +269,10 @@ def plot(table: list[dict[str, Any]], path: Path) -> None:
         xlabel="raw ÷ unique tokens",
         ylabel="update, times faster than TRL's step",
     )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(matplotlib.ticker.FixedLocator([0.5, 1, 2, 4, 8, 16]))
+        axis.set_major_formatter(lambda value, _: f"{value:g}×")
+        axis.set_minor_locator(matplotlib.ticker.NullLocator())
     ax.legend(fontsize=8)
     ax.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
@@ -290,6 +309,7 @@ def main() -> None:
     bench = Bench(device, torch.float32 if args.tiny else torch.bfloat16, args.tiny, deadline, args.turns)
     result: dict[str, Any] = {"where": where(device), "checks": list(checks(bench))}
     result["update"] = list(updates(bench))
+    result["head"] = head_case(bench)
     result["credit"] = credit_case(bench, result["update"])
     result["sampling"] = sampling_case(device, bench.dtype, args.model, args.tiny)
     result["training"] = training_case(device, args.model, args.tiny)

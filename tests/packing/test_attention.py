@@ -19,7 +19,13 @@ from lambda_grpo.packing.attention import (
     tree_attention,
 )
 from lambda_grpo.packing.attention.pieces import ScoreRule
-from lambda_grpo.packing.attention.plan import MAX_MASKED_ROWS, Limits, num_pairs, plan_attention
+from lambda_grpo.packing.attention.plan import (
+    MAX_MASKED_ROWS,
+    Limits,
+    num_pairs,
+    plan_attention,
+    planned_size,
+)
 from lambda_grpo.packing.attention.switching import use_tree_attention
 
 ALWAYS, NEVER = 10**9, 0  # fixed cost of a piece: join all short chains, or none
@@ -133,6 +139,9 @@ def test_a_plan_covers_each_visible_pair_once(
     assert (count == layout.mask(window).numpy()).all()
     if cost == NEVER and window is None:
         assert num_pairs(plan) == count.sum()  # no pair is computed in vain
+    if window is None and not rows:
+        tree = layout.subtree_end.numpy(), layout.position.numpy()
+        assert planned_size(*tree, cost) == (num_pairs(plan), sum(len(block.pieces) for block in plan))
 
 
 def test_there_are_as_many_chains_as_leaves() -> None:

@@ -1,5 +1,6 @@
 """`benchmarks/gpu.py` runs, small, on a CPU, and sees a fault."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -29,8 +30,14 @@ def test_tiny(tmp_path: Path) -> None:
     assert found["update"][0]["padded"] > 2 * found["update"][0]["raw"]
     assert set(found["sampling"]["seconds"]) == {"generate", "sample"}
     assert found["credit"]["tokens"] > 0
+    heads = {row["way"]: row for row in found["head"]}
+    assert set(heads) == {"TRL", "kept", "Liger", "ours"}
+    assert max(heads[way]["off"] for way in ("kept", "ours")) < 1e-5  # the same gradient
+    liger = importlib.util.find_spec("liger_kernel")
+    assert heads["Liger"]["off"] < 1e-4 if liger else "not installed" in heads["Liger"]["skipped"]
     assert set(found["training"]) == {"off", "auto"}
     assert "raw ÷ unique 2" in (tmp_path / "gpu.md").read_text()
+    assert "The LM head alone" in (tmp_path / "gpu.md").read_text()
     assert (tmp_path / "gpu.png").stat().st_size > 1000
 
 

@@ -55,7 +55,8 @@ def proof_of(family: str, precision: str, fault: bool, exact: bool = True) -> Pr
     model = model.to(
         {"bf16 weights": torch.bfloat16, "fp16 weights": torch.float16}.get(precision, torch.float32)
     )
-    context = torch.autocast("cpu", torch.bfloat16) if precision == "autocast" else nullcontext()
+    narrow = {"bf16 autocast": torch.bfloat16, "fp16 autocast": torch.float16}.get(precision)
+    context = torch.autocast("cpu", narrow) if narrow else nullcontext()
     ids, mask = make_rows()
     packed = pack_rows(ids, mask, WIDTH)
     packed = with_fault(packed, precision == "float32") if fault else packed
@@ -70,7 +71,9 @@ def proof_of(family: str, precision: str, fault: bool, exact: bool = True) -> Pr
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gemma2", "gpt2"])
-@pytest.mark.parametrize("precision", ["float32", "bf16 weights", "fp16 weights", "autocast"])
+@pytest.mark.parametrize(
+    "precision", ["float32", "bf16 weights", "fp16 weights", "bf16 autocast", "fp16 autocast"]
+)
 def test_what_is_right_passes_and_a_wrong_mask_does_not(family: str, precision: str) -> None:
     right, wrong = proof_of(family, precision, fault=False), proof_of(family, precision, fault=True)
     assert right.holds, str(right)
@@ -121,10 +124,27 @@ def test_without_gradients() -> None:
     assert found.error(found) == (0.0, 0.0)
 
 
-def test_a_fit_by_hand() -> None:
-    assert WayCost.fitted([1.0, 2.0], [1.5, 2.5]) == WayCost(0.5, 1.0)
-    assert WayCost.fitted([1.0, 2.0], [0.1, 4.0]) == WayCost(0.0, 2.0)  # no negative fixed cost
-    assert WayCost.fitted([1.0, 2.0], [4.0, 4.0]) == WayCost(2.0, 1.0)  # and at least half by the guess
-    assert WayCost.fitted([2.0], [3.0]) == WayCost(0.0, 1.5)
-    found = Calibration(1e9, WayCost(0.5, 1.0), WayCost(0.1, 2.0))
+def test_a_fit() -> None:
+    """What several updates tell apart is found; what they do not keeps the guess's proportions."""
+    one = WayCost.fitted([(1.0, 1.0)], [3.0])
+    assert one.seconds(2.0, 0.0) == pytest.approx(3.0, rel=0.02)
+    assert one.seconds(1.0, 1.0) == pytest.approx(3.0)
+    made = WayCost(0.5, 1.0, 0.25)
+    guesses = [(1.0, 0.5), (2.0, 1.0), (2.0, 6.0)]
+    found = WayCost.fitted(guesses, [made.seconds(*guess) for guess in guesses])
+    for guess in [*guesses, (2.0, 3.0), (1.5, 0.0)]:
+        assert found.seconds(*guess) == pytest.approx(made.seconds(*guess), rel=0.03)
+    noisy = WayCost.fitted([(1.0, 1.0), (2.0, 2.0)], [0.1, 4.0])
+    assert noisy.fixed == 0  # not negative
+    assert noisy.seconds(2.0, 2.0) == pytest.approx(4.0)
+
+
+def test_a_calibration_is_read_as_it_was_written() -> None:
+    found = Calibration(1e9, WayCost(0.5, 1.0, 0.7), WayCost(0.1, 2.0))
     assert Calibration.from_numbers(found.as_numbers()) == found
+    before = {
+        "flops_per_second": 1e9,
+        "rows": {"fixed": 0.5, "factor": 1.0},
+        "tree": {"fixed": 0.1, "factor": 2.0},
+    }
+    assert Calibration.from_numbers(before).tree == WayCost(0.1, 2.0)

@@ -29,7 +29,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from trl import GRPOTrainer
 
 from lambda_grpo import InputError
-from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer, packing
+from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer, packing, packing_trial
 from lambda_grpo.engines.trl.packing import TreePacking, whole_groups
 from lambda_grpo.engines.trl.packing_trial import Trial
 from lambda_grpo.packing import PackedTree, tree_logps_and_entropies
@@ -233,6 +233,26 @@ def test_what_auto_learns_is_written_down_and_believed(
     monkeypatch.setattr(Trial, "proof", lambda *_: pytest.fail("proved again"))
     make_trainer(tmp_path, tree_packing="auto", max_steps=1, beta=0.1).train()
     assert json.loads(path.read_text()) == learned
+
+
+def test_the_time_of_packing_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training packs each micro-batch anew, so what is timed does too."""
+    packed: list[int] = []
+    passed: list[int] = []
+    pack_rows, packed_pass = packing_trial.pack_rows, TreePacking._packed_pass
+
+    def pack(*args: Any, **kwargs: Any) -> PackedTree:
+        packed.append(1)
+        return pack_rows(*args, **kwargs)
+
+    def run(*args: Any) -> Any:
+        passed.append(len(packed))
+        return packed_pass(*args)
+
+    monkeypatch.setattr(packing_trial, "pack_rows", pack)
+    monkeypatch.setattr(TreePacking, "_packed_pass", run)
+    make_trainer(tmp_path, tree_packing="auto", max_steps=1).train()
+    assert len(set(passed)) > 6  # two rounds of three packed updates at least, each with a tree of its own
 
 
 def test_what_auto_packs_is_the_same_after_resuming(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ constants were fitted to times on a CPU, so slow operations count more than once
 
 A `Calibration` corrects the guess for each way by what was timed on the machine in use:
 
-    seconds = fixed + factor · guess.
+    seconds = fixed + factor · (dense + attention · attending),
+
+where `attending` is the guess's attention with its pieces, and `dense` all else.
 
 If FlexAttention has a kernel, the tree's pairs are those of the blocks that it computes. The guess ignores
 sliding windows and memory.
@@ -23,17 +25,19 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing.attention import plan_limits
 from lambda_grpo.packing.attention.blocks import BLOCK, PaddedTree, block_table
-from lambda_grpo.packing.attention.plan import num_pairs
+from lambda_grpo.packing.attention.plan import planned_size
 from lambda_grpo.packing.layout import PackedTree
 
 WORTHWHILE = 1.1  # pack if `predicted_gain` is at least this, before anything is timed
 
 _SECONDS_PER_PIECE = 160e-6
+_PULL = 0.05  # of a fit towards the guess, against 1 of a timed update
 _UNGATED = {"gpt2", "gpt_neox", "gptj", "opt", "phi", "starcoder2", "gpt_neo", "gpt_bigcode"}
 
 
@@ -53,35 +57,52 @@ class Work:
         return self.linear + self.attention + self.head
 
     def seconds(self, flops_per_second: float) -> float:
-        return (self.flops + self.other) / flops_per_second + self.pieces * _SECONDS_PER_PIECE
+        return sum(self.parts(flops_per_second))
+
+    def parts(self, flops_per_second: float) -> tuple[float, float]:
+        """Seconds of what each token costs by itself, and of attention."""
+        attending = self.attention / flops_per_second + self.pieces * _SECONDS_PER_PIECE
+        return (self.linear + self.head + self.other) / flops_per_second, attending
 
 
 @dataclass(frozen=True)
 class WayCost:
-    """seconds = fixed + factor · guess, of one way to run an update."""
+    """seconds = fixed + factor · (dense + attention · attending), of one way to run an update.
+
+    `dense` and `attending` are the two parts of the guess, `Work.parts`.
+    """
 
     fixed: float = 0.0
     factor: float = 1.0
+    attention: float = 1.0
 
     @classmethod
-    def fitted(cls, guesses: Sequence[float], seconds: Sequence[float]) -> "WayCost":
-        """Through the largest of the timed updates, with the slope that the others tell.
+    def fitted(cls, guesses: Sequence[tuple[float, float]], seconds: Sequence[float]) -> "WayCost":
+        """The least squares of relative errors, drawn a little to the guess times one factor.
 
-        A slope is believed between 0.5 and 1 times the largest one's seconds ÷ guess, so that no noise in a
-        small update makes a large one free, or the fixed cost negative.
+        So what the timed updates do not tell apart stays in the guess's proportions. The largest of them is
+        met exactly, and no part is negative.
 
-        >>> WayCost.fitted([1.0, 2.0], [1.5, 2.5])
-        WayCost(fixed=0.5, factor=1.0)
+        >>> found = WayCost.fitted([(1.0, 1.0), (2.0, 1.0), (2.0, 4.0)], [2.0, 3.0, 4.5])
+        >>> print(f"{found.fixed:.1f} {found.factor:.1f} {found.attention:.1f}")  # 0.5 + dense + attending/2
+        0.5 1.0 0.5
         """
-        points = sorted(zip(guesses, seconds, strict=True))
-        (low, fast), (high, slow) = points[0], points[-1]
-        ratio = slow / high
-        slope = (slow - fast) / (high - low) if high > low else ratio
-        factor = min(max(slope, 0.5 * ratio), ratio)
-        return cls(slow - factor * high, factor)
+        dense, attending = np.array(guesses).T
+        slowest = int(np.argmax(dense + attending))
+        unit = float(seconds[slowest] / (dense + attending)[slowest])
+        parts = np.stack([np.full(len(seconds), seconds[slowest]), unit * dense, unit * attending], axis=1)
+        timed = parts / np.array(seconds)[:, None]
+        shares = np.linalg.lstsq(
+            np.vstack([timed, _PULL * np.eye(3)]),
+            np.concatenate([np.ones(len(seconds)), _PULL * np.array([0.0, 1.0, 1.0])]),
+            rcond=None,
+        )[0]
+        shares = np.maximum(shares, [0.0, 0.05, 0.05])
+        fixed, factor, attention = (shares / (timed[slowest] @ shares)).tolist()
+        return cls(fixed * seconds[slowest], factor * unit, attention / factor)
 
-    def seconds(self, guess: float) -> float:
-        return self.fixed + self.factor * guess
+    def seconds(self, dense: float, attending: float) -> float:
+        return self.fixed + self.factor * (dense + self.attention * attending)
 
 
 @dataclass(frozen=True)
@@ -109,7 +130,7 @@ class Calibration:
         """How many times faster the trees should be, all passes of a micro-batch together."""
         rate = self.flops_per_second
         slow, fast = (
-            sum(way.seconds(work.seconds(rate)) for work in works)
+            sum(way.seconds(*work.parts(rate)) for work in works)
             for way, works in ((self.rows, rows), (self.tree, trees))
         )
         return slow / fast
@@ -126,9 +147,9 @@ def tree_work(packed: PackedTree, config: Any, in_blocks: bool = False) -> Work:
     if in_blocks:
         return _work(config, packed.num_tokens, _block_pairs(packed), len(packed.target), pieces=1)
     width = getattr(config, "num_attention_heads", 1) * _head_size(config)  # without heads _work raises
-    plan = packed.layout.plan(None, plan_limits(width, stored=False))
-    pieces = sum(len(block.pieces) for block in plan)
-    return _work(config, packed.num_tokens, num_pairs(plan), len(packed.target), pieces)
+    tree = packed.subtree_end.cpu().numpy(), packed.position.cpu().numpy()
+    pairs, pieces = planned_size(*tree, plan_limits(width, stored=False).overhead)
+    return _work(config, packed.num_tokens, pairs, len(packed.target), pieces)
 
 
 def row_work(packed: PackedTree, config: Any, projected: int | None = None) -> Work:

@@ -18,7 +18,7 @@ from lambda_grpo.packing.layout import PackedTree, pack_whole
 from lambda_grpo.tree import ProcessTree
 
 
-def pack_rows(ids: Tensor, mask: Tensor, width: int) -> PackedTree:
+def pack_rows(ids: Tensor, mask: Tensor, width: int, share: bool = True) -> PackedTree:
     """Pack a trainer's padded rows, which share every prefix they have in common, prompts included.
 
     Rows may come in any order: those of one group need not be neighbours.
@@ -27,6 +27,7 @@ def pack_rows(ids: Tensor, mask: Tensor, width: int) -> PackedTree:
         ids: (R, L) integers: prompts padded on the left, then completions padded on the right.
         mask: (R, L), nonzero at real tokens. A completion that is masked whole counts as empty.
         width: the last `width` columns are the completions'.
+        share: False: each row runs whole, as if no other began like it. To compare with.
 
     Returns:
         `index` is (R, width), in the order of the rows; -1 at padding.
@@ -40,7 +41,7 @@ def pack_rows(ids: Tensor, mask: Tensor, width: int) -> PackedTree:
     ([1, 5, 2, 3], [[0, 1], [3, -1], [0, 2]])
     """
     rows, prompt_lengths = _unpad(ids, mask, width)
-    packed = pack_whole(ProcessTree.build(rows), prompt_lengths)
+    packed = pack_whole(ProcessTree.build(rows, None if share else range(len(rows))), prompt_lengths)
     index = torch.nn.functional.pad(packed.index, (0, width - packed.index.shape[1]), value=-1)
     return replace(packed, index=index)
 

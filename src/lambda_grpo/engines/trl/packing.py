@@ -239,14 +239,20 @@ class TreePacking(KeepsState):
             packed=lambda tree: self._packed_pass(model, tree)[0],
             temperature=self.temperature,
             differentiable=not sharded and not (self.args.gradient_checkpointing and reentrant),
+            agreed=lambda number: max(gather_object([number])),
         )
+        reason, speed = "", Calibration(1.0)
         try:
             proof = trial.proof(rows)
             reason = "" if proof.holds else str(proof)
-            timed = self.args.tree_packing == "auto" and proof.holds
-            speed = trial.calibration(rows, self._in_blocks) if timed else Calibration(1.0)
         except InputError as error:
-            reason, speed = str(error), Calibration(1.0)
+            reason = str(error)
+        # If it is wrong on one rank, none times anything: ranks that share weights must run the same passes.
+        if self.args.tree_packing == "auto" and not any(gather_object([reason])):
+            try:
+                speed = trial.calibration(rows, self._in_blocks)
+            except InputError as error:
+                reason = str(error)
         return {"reason": reason, "calibration": speed.as_numbers()}
 
     def _give_up(self, reason: str) -> None:

@@ -1,4 +1,7 @@
-"""A model's first packed pass: on three short completions, without gradients, before it is used in training.
+"""Whether a *model* can be packed: one packed pass over three short completions, compared with plain rows.
+
+It runs once for each model (policy, reference), in training and in evaluation. `packing_trial.py` asks
+another question, once a run: whether packing is right and faster on this *device*, by the run's own rows.
 
 A model that nobody has tried may fail in a way of its own, or take a tree for a row in silence. So its packed
 log-probs are compared once with those of plain rows, and a model that fails trains on plain rows.

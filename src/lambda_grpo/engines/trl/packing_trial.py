@@ -1,8 +1,9 @@
-"""What a run learns about packing from its first micro-batch, before it decides anything.
+"""Whether packing is right and faster on this *device*: what a run learns from its first micro-batch.
 
-Whether packed rows are right here: log-probs and a few gradients of some rows, against plain rows
-(`packing/proof.py`). And for `auto` what each way costs: updates of some rows and of half as many are timed
+Right: log-probs and a few gradients of some rows are compared with those of plain rows (`packing/proof.py`).
+Faster: for `auto` updates of some rows, of half as many, and of rows that share nothing are timed
 (`packing/cost.py`). Both are written down at once, so a run that is killed and begins anew decides alike.
+`packing_probe.py` comes before, and asks whether a *model* can be packed at all.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +30,8 @@ from lambda_grpo.packing.rows import pack_rows
 
 _PROOF_TOKENS = {"cpu": 512, "cuda": 4096}  # of the rows that are compared, prompts included
 _SECONDS = 3.0  # that an update of the timed rows should take at most
-_REPEATS = 2
+_ALL_SECONDS = 4.0  # of all rounds but the first, if they take no longer one by one
+_MOST_ROUNDS = 12
 
 PlainPass = Callable[[PaddedRows], Tensor]
 PackedPass = Callable[[PackedTree], Tensor]
@@ -44,6 +46,7 @@ class Trial:
         plain, packed: as the run computes them.
         temperature: of sampling.
         differentiable: False where gradients cannot be asked for: sharded weights, reentrant checkpoints.
+        agreed: makes a number the same on all ranks, because all run equally many passes.
     """
 
     model: Any
@@ -51,6 +54,7 @@ class Trial:
     packed: PackedPass
     temperature: float
     differentiable: bool
+    agreed: Callable[[int], int] = int
 
     def proof(self, rows: PaddedRows) -> Proof:
         """Compare packed with plain rows, on as many as `_PROOF_TOKENS` allow, two at least."""
@@ -66,22 +70,29 @@ class Trial:
         return prove(plain, packed, exact)
 
     def calibration(self, rows: PaddedRows, in_blocks: bool) -> Calibration:
-        """Time both ways."""
+        """Time both ways, packed rows also as if nothing were shared."""
         kind, dtype = rows.ids.device.type, self.model.dtype
         rate = flops_per_second(torch.get_num_threads(), kind, torch.float32 if kind == "cpu" else dtype)
-        guesses: dict[str, list[float]] = {"rows": [], "tree": []}
-        seconds: dict[str, list[float]] = {"rows": [], "tree": []}
-        for part in self._parts(rows, rate):
-            tree = pack_rows(part.ids, part.mask, part.width)
-            guess = works(tree, self.model.config.get_text_config(), part.ids.numel(), in_blocks)
-            for way, work, score in (
-                ("rows", guess[0], partial(self.plain, part)),
-                ("tree", guess[1], partial(self.packed, tree)),
-            ):
-                guesses[way].append(work.seconds(rate))
-                seconds[way].append(self._fastest(score, part))
-        fitted = {way: WayCost.fitted(guesses[way], seconds[way]) for way in guesses}
+        config, parts = self.model.config.get_text_config(), self._parts(rows, rate)
+        updates: list[_Update] = []
+        for part, share in [(part, True) for part in parts] + [(parts[-1], False)]:
+            tree = pack_rows(part.ids, part.mask, part.width, share=share)
+            plain, packed = works(tree, config, part.ids.numel(), in_blocks)
+            updates.append(
+                _Update("tree", packed.parts(rate), part, partial(self._pack_and_run, part, share))
+            )
+            if share:
+                updates.append(_Update("rows", plain.parts(rate), part, partial(self.plain, part)))
+        seconds = self._fastest(updates)
+        fitted = {}
+        for way in ("rows", "tree"):
+            timed = [(u.guess, took) for u, took in zip(updates, seconds, strict=True) if u.way == way]
+            fitted[way] = WayCost.fitted([guess for guess, _ in timed], [took for _, took in timed])
         return Calibration(rate, **fitted)
+
+    def _pack_and_run(self, rows: PaddedRows, share: bool) -> Tensor:
+        """As training does it, where each micro-batch is packed and planned once."""
+        return self.packed(pack_rows(rows.ids, rows.mask, rows.width, share=share))
 
     def _parts(self, rows: PaddedRows, rate: float) -> Sequence[PaddedRows]:
         """Half of the rows, and all; fewer, where an update of them would take long."""
@@ -94,15 +105,32 @@ class Trial:
             count = max(count // 2, 2)
         return [rows.first(max(count // 2, 1)), rows.first(count)]
 
-    def _fastest(self, score: Callable[[], Tensor], rows: PaddedRows) -> float:
+    def _fastest(self, updates: Sequence["_Update"]) -> list[float]:
+        """Seconds of each update, the least of several rounds, so that other work counts less."""
+        started = now(updates[0].rows.ids.device)
+        rounds = [[self._seconds(update) for update in updates]]
+        first = now(updates[0].rows.ids.device) - started
+        more = self.agreed(int(min(max(_ALL_SECONDS / first, 1), _MOST_ROUNDS)))
+        rounds += [[self._seconds(update) for update in updates] for _ in range(more)]
+        return [min(times) for times in zip(*rounds, strict=True)]
+
+    def _seconds(self, update: "_Update") -> float:
         parameters = [p for p in self.model.parameters() if p.requires_grad] if self.differentiable else []
-        times = []
-        for _ in range(_REPEATS):
-            started = now(rows.ids.device)
-            with same_random_numbers(rows.ids.device):
-                outcome(score, rows.real, parameters)
-            times.append(now(rows.ids.device) - started)
-        return min(times)
+        device = update.rows.ids.device
+        started = now(device)
+        with same_random_numbers(device):
+            outcome(update.score, update.rows.real, parameters)
+        return now(device) - started
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What is timed: `rows` or `tree`, the guess of its two parts, and how to run it."""
+
+    way: str
+    guess: tuple[float, float]
+    rows: PaddedRows
+    score: Callable[[], Tensor]
 
 
 def works(tree: PackedTree, config: Any, padded: int, in_blocks: bool) -> tuple[Any, Any]:

@@ -109,15 +109,26 @@ def plan_attention(
     3 4 [(((0, 1),), False), (((3, 4),), True)]
     """
     limits = limits or Limits()
-    end = np.ascontiguousarray(subtree_end, np.int64)
-    where = np.ascontiguousarray(position, np.int64)
-    forest = _Forest(end, where, window or len(end) + 1, -end)
+    forest = _forest(subtree_end, position, window)
     spans = _join_short(forest, list(_chains(forest)), limits.overhead)
     return [
         Block(part.start, part.stop, _pieces(forest, part))
         for span in spans
         for part in _split(forest, span, limits.max_rows)
     ]
+
+
+def planned_size(
+    subtree_end: NDArray[np.integer], position: NDArray[np.integer], overhead: int
+) -> tuple[int, int]:
+    """Pairs and pieces of the plan without window and limit of rows, without making its masks.
+
+    >>> planned_size(np.array([4, 3, 3, 4]), np.arange(4) % 3, overhead=0)  # 3·4/2, then 1 and 1
+    (8, 3)
+    """
+    forest = _forest(subtree_end, position, None)
+    spans = _join_short(forest, list(_chains(forest)), overhead)
+    return sum(_cost(forest, span, 0) for span in spans), sum(_num_pieces(forest, span) for span in spans)
 
 
 def num_pairs(plan: Sequence[Block]) -> int:
@@ -128,6 +139,11 @@ def num_pairs(plan: Sequence[Block]) -> int:
         for piece in block.pieces:
             pairs += rows * (rows + 1) // 2 if piece.causal else rows * piece.num_keys
     return pairs
+
+
+def _forest(subtree_end: NDArray[np.integer], position: NDArray[np.integer], window: int | None) -> _Forest:
+    end = np.ascontiguousarray(subtree_end, np.int64)
+    return _Forest(end, np.ascontiguousarray(position, np.int64), window or len(end) + 1, -end)
 
 
 def _chains(forest: _Forest) -> Iterator[_Span]:
@@ -168,6 +184,11 @@ def _cost(forest: _Forest, span: _Span, overhead: int) -> int:
     shared = above if span.is_chain else _num_shared(forest, span)
     own = rows * (rows + 1) // 2 if span.is_chain else rows * (rows + above - shared)
     return own + rows * shared + overhead * (2 if shared else 1)
+
+
+def _num_pieces(forest: _Forest, span: _Span) -> int:
+    shared = _length(span.path) if span.is_chain else _num_shared(forest, span)
+    return 2 if shared else 1
 
 
 def _num_shared(forest: _Forest, span: _Span) -> int:
