@@ -17,9 +17,9 @@ from lambda_grpo.errors import InputError, LambdaGRPOError, missing_extra, print
 PROGRAM = "python -m experiments"
 DESCRIPTION = """\
 Run one of our results again and say whether it agrees with experiments/NAME/expected.json. Without NAME:
-list them. NAME --help lists the settings of one. The figures of other settings are not compared. binary_tree
-and curves go on where they were stopped if --output names their folder. The exit status is 1 if a figure
-disagrees.
+list them. NAME --help lists the settings of one. The figures of other settings are not compared. binary_tree,
+branching and curves go on where they were stopped if --output names their folder. The exit status is 1 if a
+figure disagrees.
 """
 
 

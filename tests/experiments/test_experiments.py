@@ -44,7 +44,7 @@ def test_the_list_from_a_checkout() -> None:
     lines = subprocess.run(
         [sys.executable, "-m", "experiments"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["binary_tree", "cost", "curves", "overlap"]
+    assert [line.split()[0] for line in lines] == ["binary_tree", "branching", "cost", "curves", "overlap"]
     assert all(line.endswith("minutes)") for line in lines)
 
 
@@ -77,11 +77,14 @@ def test_every_experiment_has_its_folder(name: str) -> None:
     assert set(quick) == set(full), "quick changes values and adds no key"
     for part in ("full", "quick"):
         assert expected.read(folder / "expected.json", part)
+    assert f"[{name}](../experiments/{name}/README.md)" in (ROOT / "docs" / "reproduction.md").read_text()
+    if "**Not run in full.**" in (folder / "README.md").read_text():
+        assert not (folder / "results").exists(), "what was not run has no results"
+        return
     figures = json.loads((folder / "results" / "results.json").read_text())["figures"]
     checks = expected.compare(figures, expected.read(folder / "expected.json", "full"))
     assert [check for check in checks if not check.agrees] == [], "what came out is what is expected"
     assert json.loads((folder / "results" / "results.json").read_text())["settings"] == full
-    assert f"[{name}](../experiments/{name}/README.md)" in (ROOT / "docs" / "reproduction.md").read_text()
 
 
 def read(settings: dict[str, Any], *flags: str) -> dict[str, Any]:

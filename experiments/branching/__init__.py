@@ -1,0 +1,1 @@
+"""Chains against forked completions: see README.md."""
