@@ -9,6 +9,7 @@ results.json   means and paired differences from grpo and lambda_grpo, with 95% 
 *.png          curves of each learning rate, and the ranking
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -66,6 +67,9 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
     train = _Trainer(settings)
     with console.progress("Training") as shown:
         rows = resumable_runs.complete(output, wanted, shared, lambda i: train(combinations[i]), shown)
+    rows = _of_whole_variants(rows, wanted)
+    if not rows:
+        return {}
     tree_pictures.draw([row for row in rows if row["variant"] not in CONTROLS], output)
     return summary(rows)
 
@@ -75,6 +79,12 @@ def cells(settings: Mapping[str, Any]) -> list[Cell]:
     pairs = product(settings["prefix_lengths"], settings["r_neg"])
     paper = [Cell("anti-exploitation", r_neg, n) for n, r_neg in pairs]
     return paper + [Cell("anti-exploration", r_neg) for r_neg in settings["crowd_r_neg"]]
+
+
+def _of_whole_variants(rows: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of variants that lack no run, so that means over cells compare like with like."""
+    lacking = Counter(run["variant"] for run in wanted) - Counter(row["variant"] for row in rows)
+    return [row for row in rows if row["variant"] not in lacking]
 
 
 def _combinations(settings: Mapping[str, Any]) -> list[Combination]:

@@ -11,6 +11,8 @@ clipping, the learning rates, 40 seeds instead of 5.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +41,24 @@ class Variant:
     beta: float = 0.0
 
 
+class Trainable(Protocol):
+    """What `train` needs: M models at the start.
+
+    Attributes:
+        weights: of the start, each (M, …); of a single model they may have no first dimension.
+        large: whether a step of Adam is slower than Python, so that each weight steps by itself.
+    """
+
+    large: ClassVar[bool]
+
+    @property
+    def weights(self) -> Weights: ...
+
+    def log_probs(self, weights: Weights) -> torch.Tensor:
+        """(M, 15, 2) of L and R at each inner node."""
+        ...
+
+
 @dataclass(frozen=True)
 class Policies:
     """The models at the start, one per seed, and what they read."""
@@ -47,6 +67,7 @@ class Policies:
     config: GPT2Config
     start: int
     tokens: Sequence[int]
+    large: ClassVar[bool] = False
 
     def log_probs(self, weights: Weights) -> torch.Tensor:
         """(M, 15, 2) of L and R at each inner node."""
@@ -76,8 +97,13 @@ def kl_unweighted(tree: ProcessTree, rewards: NDArray[np.float64]) -> TokenCredi
 
 
 def variants() -> dict[str, Variant]:
-    """All registered credits but `process`, whose gradient is grpo's here (the theorem; held by a test)."""
-    return {name: Variant(name, credit) for name, credit in CREDITS.items() if name != "process"}
+    """All registered credits but `process`, whose gradient is grpo's here (the theorem; held by a test).
+
+    And λ-GRPO at |λ|^-½, between GRPO and λ-GRPO.
+    """
+    found = {name: Variant(name, credit) for name, credit in CREDITS.items() if name != "process"}
+    half = "lambda_grpo power=0.5"
+    return found | {half: Variant(half, partial(lambda_grpo, power=0.5))}
 
 
 def controls(beta: float) -> dict[str, Variant]:
@@ -152,8 +178,35 @@ def loss_of(
     return policy_loss(chosen, batch, objective, num_tokens=GROUP * toy_tree.DEPTH)
 
 
+def adam(weights: Weights, learning_rate: float, each_alone: bool) -> Callable[[], None]:
+    """Adam on these weights; call what it returns after each backward pass.
+
+    If `each_alone`, a weight steps within the backward pass, as soon as its gradient is there, and the
+    gradient is dropped: it never leaves the processor's cache. Adam treats every weight by itself, so the
+    numbers are the same.
+    """
+    if not each_alone:
+        together = torch.optim.Adam(weights.values(), learning_rate, fused=True)
+
+        def step() -> None:
+            together.step()
+            together.zero_grad(set_to_none=False)  # fresh pages cost more than the arithmetic
+
+        return step
+    weight: Any
+    for weight in weights.values():
+        alone = torch.optim.Adam([weight], learning_rate, fused=True)
+        weight.register_post_accumulate_grad_hook(partial(_step_alone, alone))
+    return lambda: None
+
+
+def _step_alone(alone: torch.optim.Adam, weight: Any) -> None:
+    alone.step()
+    weight.grad = None
+
+
 def train(
-    policies: Policies,
+    policies: Trainable,
     draws: Draws,
     cell: Cell,
     variant: Variant,
@@ -162,7 +215,7 @@ def train(
 ) -> NDArray[np.uint8]:
     """Train every seed on one cell; (steps, M, 16) how often each `leaf XOR target` was sampled."""
     weights = {name: weight.detach().clone().requires_grad_() for name, weight in policies.weights.items()}
-    adam = torch.optim.Adam(weights.values(), learning_rate, fused=True)
+    stepped = adam(weights, learning_rate, policies.large)
     with torch.no_grad():
         start = policies.log_probs(weights)
     counts = np.zeros((*draws.uniforms.shape[:2], toy_tree.LEAVES), np.uint8)
@@ -173,8 +226,7 @@ def train(
         batch, seen = group_credits(edges, draws.targets, cell, variant)
         np.add.at(counts[step], (models, seen.ravel()), 1)
         torch.autograd.backward([loss_of(at_nodes, edges, batch, variant.beta, start)])
-        adam.step()
-        adam.zero_grad(set_to_none=False)  # keeps the memory: fresh pages cost more than the arithmetic
+        stepped()
         if shown and step % 10 == 9:
             shown()
     return counts

@@ -30,13 +30,18 @@ def show(title: str, ranked: Sequence[Ranked], baselines: Sequence[str]) -> None
 
 def draw(rows: ResultRows, folder: Path) -> None:
     """Draw curves-RATE.png for each learning rate, and ranking.png."""
+    draw_curves(rows, folder)
+    _ranking(rows, folder / "ranking.png")
+
+
+def draw_curves(rows: ResultRows, folder: Path) -> None:
+    """Draw curves-RATE.png for each learning rate."""
     names = list(dict.fromkeys(row["variant"] for row in rows))
     others = [name for name in names if name not in COLOURS]
     colours = COLOURS | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
     for rate in dict.fromkeys(row["learning_rate"] for row in rows):
         at_rate = [row for row in rows if row["learning_rate"] == rate]
         _curves(at_rate, colours, folder / f"curves-{rate:g}.png", f"learning rate {rate:g}")
-    _ranking(rows, folder / "ranking.png")
 
 
 def _curves(rows: ResultRows, colours: Mapping[str, Any], path: Path, title: str) -> None:

@@ -17,9 +17,9 @@ from lambda_grpo.errors import InputError, LambdaGRPOError, missing_extra, print
 PROGRAM = "python -m experiments"
 DESCRIPTION = """\
 Run one of our results again and say whether it agrees with experiments/NAME/expected.json. Without NAME:
-list them. NAME --help lists the settings of one. The figures of other settings are not compared. binary_tree,
-branching and curves go on where they were stopped if --output names their folder. The exit status is 1 if a
-figure disagrees.
+list them. NAME --help lists the settings of one. The figures of other settings are not compared. Those that
+keep each finished run (runs.jsonl) go on where they were stopped if --output names their folder. The exit
+status is 1 if a figure disagrees.
 """
 
 
@@ -70,6 +70,7 @@ def _run(given: Sequence[str]) -> int:
         InputError: an unknown experiment or key, a value that does not fit, an output folder in use.
     """
     args, flags = _parse(given)
+    from experiments.common import resumable_runs
     from lambda_grpo import console
     from lambda_grpo.training import run_folder
 
@@ -81,7 +82,8 @@ def _run(given: Sequence[str]) -> int:
     module = importlib.import_module(f"experiments.{name}.run")
     goes_on = _open(output, getattr(module, "RESUMES_FROM", None))
     started = time.monotonic()
-    figures = module.run(settings, output)
+    with resumable_runs.piece_of(args.minutes) as piece:
+        figures = module.run(settings, output)
     packages = ("lambda-grpo", "torch", "transformers", "trl", "numpy")
     content = {
         "experiment": name,
@@ -93,6 +95,9 @@ def _run(given: Sequence[str]) -> int:
     }
     run_folder.write_json(output / "results.json", content)
     console.CONSOLE.print(f"Everything is in {output}", markup=False)
+    if piece.left:
+        print(f"{piece.left} runs are left: the same command with --output {output} goes on.")
+        return 0
     if changed:
         print(f"Not compared with what is expected: {', '.join(changed)} changed.")
         return 0
@@ -111,6 +116,8 @@ def _parse(given: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
             chosen.add_argument("--quick", action="store_true", help="a smaller version, about a minute")
             chosen.add_argument("-o", "--output", type=Path, metavar="DIR",
                                 help="results folder (default: runs/NAME-TIME)")  # fmt: skip
+            chosen.add_argument("--minutes", type=float, default=float("inf"), metavar="M",
+                                help="begin no further run after M minutes (runs.jsonl)")  # fmt: skip
             settings = _settings(name)
             config_flags.add_flags(chosen, settings)
     if not given[0].startswith("-") and given[0] not in names():

@@ -20,6 +20,7 @@ COLOURS = {
     "grpo": "black",
     "lambda_grpo": "#d62728",
     "optimistic": "#1f77b4",
+    "lambda_grpo power=0.5": "#e377c2",
     "lambda_grpo_matched": "#ff7f0e",
     "lambda_grpo_unique": "#2ca02c",
     "tempo": "#9467bd",

@@ -21,6 +21,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from experiments.common import resumable_runs
+from experiments.common.arms import credit_of
 from experiments.curves import curve_differences
 from lambda_grpo import console, policy
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
@@ -128,9 +129,11 @@ def train(settings: Mapping[str, Any], model: str, task: str, credit: str, seed:
 
 def _config(settings: Mapping[str, Any], credit: str, seed: int, folder: str) -> LambdaGRPOConfig:
     size = settings["num_generations"]
+    name, parameters = credit_of(credit)
     return LambdaGRPOConfig(
         output_dir=folder,
-        credit=credit,
+        credit=name,
+        credit_kwargs=parameters,
         seed=seed,
         loss_type="dapo",
         max_steps=settings["steps"],

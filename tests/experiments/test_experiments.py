@@ -44,8 +44,9 @@ def test_the_list_from_a_checkout() -> None:
     lines = subprocess.run(
         [sys.executable, "-m", "experiments"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["binary_tree", "branching", "cost", "curves", "overlap"]
-    assert all(line.endswith("minutes)") for line in lines)
+    names = ["binary_tree", "branching", "cost", "curves", "llm_curves", "llm_tree", "overlap"]
+    assert [line.split()[0] for line in lines] == names
+    assert all(line.endswith(("minutes)", "hours)")) for line in lines)
 
 
 @pytest.mark.parametrize("arguments", [[], ["binary-tree", "--quick"], ["--help"]])
@@ -206,6 +207,23 @@ def test_binary_tree_goes_on_where_it_was_stopped(
     (stopped / "runs.jsonl").write_text('{"cell": "n=1"}\n')
     assert run("binary_tree", "-o", str(stopped)) == 2
     assert "expected our own file, with settings in line 1" in capsys.readouterr().err
+
+
+def test_binary_tree_ranks_no_variant_that_lacks_a_run(planted: Path) -> None:
+    (planted / "expected.json").write_text('{"full": {}, "quick": {}}')
+    output = planted / "out"
+    assert run("binary_tree", "-o", str(output), "--minutes", "0") == 0
+    assert json.loads((output / "results.json").read_text())["figures"] == {}, "nothing has run"
+    assert run("binary_tree", "-o", str(output)) == 0
+    whole = json.loads((output / "results.json").read_text())["figures"]
+    lines = (output / "runs.jsonl").read_text().splitlines(keepends=True)
+    one = next(line for line in lines if '"variant": "lambda_grpo"' in line)
+    (output / "runs.jsonl").write_text("".join(line for line in lines if line != one))
+    assert run("binary_tree", "-o", str(output), "--minutes", "0") == 0
+    figures = json.loads((output / "results.json").read_text())["figures"]
+    assert "anti-exploration | lr 0.001 | lambda_grpo" in whole
+    assert "anti-exploration | lr 0.001 | lambda_grpo" not in figures
+    assert "anti-exploration | lr 0.001 | grpo" in figures
 
 
 def test_cost_in_miniature(

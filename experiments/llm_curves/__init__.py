@@ -1,0 +1,1 @@
+"""Training curves of a real language model: see README.md."""
