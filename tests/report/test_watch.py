@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -230,14 +231,21 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
 def test_the_command_waits_for_rollouts_and_ends_with_ctrl_c(tmp_path):
     (tmp_path / "config.yaml").write_text("max_steps: 5\n")
     command = [sys.executable, "-m", "lambda_grpo.cli", "watch", str(tmp_path), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        line = process.stdout.readline()
-        port = int(line.partition("http://127.0.0.1:")[2].partition("/")[0])
-        assert "No rollouts yet" in ask(port)[2]
-        write_jsonl(tmp_path / "rollouts" / "r.jsonl", BY_HAND)
-        time.sleep(0.1)
-        os.kill(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=20)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heeds = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # what runs in the background ignores Ctrl-C
+    with subprocess.Popen(command, preexec_fn=heeds, **pipes) as process:
+        try:
+            line = process.stdout.readline()
+            port = int(line.partition("http://127.0.0.1:")[2].partition("/")[0])
+            assert "No rollouts yet" in ask(port)[2]
+            write_jsonl(tmp_path / "rollouts" / "r.jsonl", BY_HAND)
+            time.sleep(0.1)
+            os.kill(process.pid, signal.SIGINT)
+            _, said = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert (process.returncode, said) == (0, "")
 
 

@@ -18,6 +18,8 @@ def grpo(
 ) -> TokenCredit:
     """Plain GRPO: every token of completion i gets (a_i, 1).
 
+    Shao et al., "DeepSeekMath", arXiv 2402.03300.
+
     Args:
         tree: the group's process tree.
         rewards: (G,) finite outcome rewards.
@@ -40,7 +42,7 @@ def process(
 ) -> TokenCredit:
     """The process reward model GRPO hides: token (i, t) gets (A(λ(i,t)), 1).
 
-    A(λ) = (R̂(λ) - mean r) / (std r + ε) with the step reward R̂(λ) = mean of r over λ (paper,
+    A(λ) = (R̂(λ) - mean r) / (std r + ε) with the step reward R̂(λ) = mean of r over λ (arXiv 2509.21154,
     section 3), which is the mean of a over λ. Its gradient is `grpo`'s if no ratio is clipped and all
     tokens share one denominator (losses `dapo`, `bnpo`, `dr_grpo`). It is not with per-sequence means or
     sequence-level ratios. Completions without a policy token in `mask`, such as truncated ones, are left out

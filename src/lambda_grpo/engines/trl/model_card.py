@@ -5,22 +5,13 @@ puts a section into that text. It names a credit of the user's own without its p
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lambda_grpo
+from lambda_grpo.credit import CREDITS
 
-# The paper behind each credit, by its number on arXiv. Other credits are this project's or the user's.
-PAPERS = {
-    "grpo": "2402.03300",
-    "process": "2509.21154",
-    "lambda_grpo": "2509.21154",
-    "lambda_grpo_matched": "2509.21154",
-    "lambda_grpo_unique": "2509.21154",
-    "tempo": "2509.18314",
-    "vineppo": "2410.01679",
-    "treepo": "2508.17445",
-}
 SETTINGS = (
     "credit_kwargs", "loss_type", "beta", "importance_sampling_level", "num_generations", "temperature",
     "max_completion_length", "learning_rate", "tree_packing", "sampler", "branch_depths", "branch_factors",
@@ -73,7 +64,7 @@ def _put_before(card: str, heading: str, part: str) -> str:
 
 def _credit_section(config: Any, history: Sequence[Mapping[str, Any]]) -> str:
     credit = config.credit.rpartition(":")[2]
-    paper = PAPERS.get(config.credit, "")
+    paper = paper_of(config.credit)
     source = f" ([arXiv {paper}](https://huggingface.co/papers/{paper}))" if paper else ""
     if ":" in config.credit:
         source = ", a function of its author's own"
@@ -85,6 +76,12 @@ def _credit_section(config: Any, history: Sequence[Mapping[str, Any]]) -> str:
         "share.\n\n"
         f"```yaml\ncredit: {credit}\n{settings}```\n\n{_seen(history)}{EVIDENCE}\n"
     )
+
+
+def paper_of(credit: str) -> str:
+    """The first paper on arXiv that a registered credit's docstring names; "" if there is none."""
+    named = re.search(r"arXiv (\d{4}\.\d{5})", getattr(CREDITS.get(credit), "__doc__", None) or "")
+    return named[1] if named else ""
 
 
 def _seen(history: Sequence[Mapping[str, Any]]) -> str:
