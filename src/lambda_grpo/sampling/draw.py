@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -23,9 +24,8 @@ from transformers import (
 
 from lambda_grpo.errors import expect
 
-_DRAWN_LOGITS = (
-    2**22
-)  # probabilities at a time: in float64, that bounds what the draw needs beside the logits
+_DRAWN_LOGITS = 2**22  # probabilities at a time, which bounds what the draw needs beside the logits
+_PART = 256  # tokens whose probabilities are summed first: only one part is then summed token by token
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,20 @@ def choose(scores: Tensor, uniform: Tensor) -> Tensor:
     >>> choose(torch.tensor([[0.0, -torch.inf, 0.0]] * 2), torch.tensor([0.49, 0.51], dtype=torch.float64))
     tensor([0, 2])
     """
-    cumulative = scores.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    wanted = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+    chances = scores.softmax(dim=-1)
+    chances = functional.pad(chances, (0, -chances.shape[1] % _PART)).view(len(chances), -1, _PART)
+    sums = chances.sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    part, wanted = _first_above(sums, uniform[:, None] * sums[:, -1:])
+    before = functional.pad(sums, (1, 0)).gather(1, part)
+    inside = chances[torch.arange(len(chances), device=part.device), part[:, 0]]
+    token, _ = _first_above(inside.cumsum(dim=-1, dtype=torch.float64), wanted - before)
+    return (part * _PART + token)[:, 0]
+
+
+def _first_above(sums: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, 1) the first place whose sum exceeds what is wanted, and what is wanted, below the last sum."""
+    wanted = torch.minimum(wanted, torch.nextafter(sums[:, -1:], torch.zeros_like(wanted)))
+    return torch.searchsorted(sums, wanted, right=True), wanted
 
 
 def log_probs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
