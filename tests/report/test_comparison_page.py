@@ -6,24 +6,13 @@ import threading
 from random import Random
 
 import pytest
-from browser import CHROMIUM, FLAGS, assert_hostile_page_is_quiet, opened, playwright
+from browser import assert_hostile_page_is_quiet, opened
 from hostile import MARKUP, assert_survived, random_rows
 from rollout_samples import write_jsonl, write_run
 
 from lambda_grpo.report import ReportOptions, watch, write_report
 from lambda_grpo.report import page as page_module
 from lambda_grpo.report.watch import LivePage, WatchServer
-
-if CHROMIUM is None:
-    pytest.skip("no chromium: apt-get install chromium chromium-driver", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
 
 
 def runs(folder, names):

@@ -4,26 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, FLAGS, opened, playwright
+from browser import opened
 from long_rollouts import forked_rows, long_rows
 from rollout_samples import BY_HAND, write_jsonl
 
 from lambda_grpo.branching import BranchPlan
 from lambda_grpo.report import write_report
 
-if CHROMIUM is None:
-    pytest.skip("no chromium: apt-get install chromium chromium-driver", allow_module_level=True)
-
 COMPLETION = "document.getElementById('reader-title').textContent.match(/^Completion ([0-9]+)/)[1]"
 SHOWN = "[...document.querySelectorAll('#completion .part')].map((part) => part.textContent).join('')"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,23 +5,11 @@ from random import Random
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, FLAGS, assert_hostile_page_is_quiet, opened, playwright
+from browser import assert_hostile_page_is_quiet, opened
 from hostile import assert_survived, random_rows
 from rollout_samples import BY_HAND, branching_ids, text_of, write_jsonl, write_run
 
 from lambda_grpo.report import ReportOptions, write_report
-
-if CHROMIUM is None:
-    pytest.skip("no chromium: apt-get install chromium chromium-driver", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
-
 
 HOSTILE = (
     "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\"><b>bold</b> "

@@ -4,23 +4,18 @@ import shutil
 import threading
 
 import pytest
-from browser import CHROMIUM, FLAGS, playwright
+from browser import launched
 from rollout_samples import write_run
 
 from lambda_grpo.report import ReportOptions, watch
 from lambda_grpo.report import page as report_page
 from lambda_grpo.report.watch import LivePage, WatchServer
 
-if CHROMIUM is None:
-    pytest.skip("no chromium: apt-get install chromium chromium-driver", allow_module_level=True)
-
 
 @pytest.fixture
 def tab():
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with launched() as started:
         yield started.new_page()
-        started.close()
 
 
 def test_new_rollouts_show_and_what_was_open_stays(tab, tmp_path, monkeypatch):

@@ -10,6 +10,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("no chromium: apt-get install chromium chromium-driver", allow_module_level=True)
 
 
 FLAGS = [
@@ -22,6 +24,15 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+@contextmanager
+def launched():
+    """The browser, closed at the end."""
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
 
 
 @contextmanager
