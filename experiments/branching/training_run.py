@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 
 from experiments.branching.setups import Arm, Setup
+from experiments.common.trainer_config import trainer_config
 from experiments.curves.run import Curve
 from lambda_grpo import policy
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
@@ -71,30 +72,21 @@ def _by_step(logged: list[dict[str, float]], curve: Curve, rows: int) -> dict[st
 
 
 def _config(setup: Setup, arm: Arm, seed: int, folder: str) -> LambdaGRPOConfig:
-    size = setup.slots if arm.forks else setup.chains
-    return LambdaGRPOConfig(
-        output_dir=folder,
-        credit=arm.credit,
+    return trainer_config(
+        folder,
+        arm.credit,
+        seed,
+        setup.prompts,
+        setup.slots if arm.forks else setup.chains,
         tree_packing="on",  # short runs: the trial of `auto` would be a good part of their seconds
-        seed=seed,
-        loss_type="dapo",
         max_steps=setup.steps,
         learning_rate=setup.learning_rate,
         adam_beta2=0.95,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=setup.warmup_steps,
-        per_device_train_batch_size=setup.prompts * size,
-        num_generations=size,
         max_completion_length=setup.max_completion_length,
         temperature=setup.temperature,
-        gradient_checkpointing=False,
-        save_strategy="no",
         save_rollouts=False,
-        logging_steps=1,
-        disable_tqdm=True,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
         branch_depths=[setup.depth] if arm.forks else None,
         branch_factors=[setup.factor] if arm.forks else None,
     )

@@ -1,1 +1,1 @@
-"""What the experiments share: the command line, expected figures, and a file of finished runs."""
+"""What the experiments share: the command line, expected figures, a file of finished runs, trainer settings."""

@@ -21,7 +21,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from experiments.common import resumable_runs
-from experiments.common.arms import credit_of
+from experiments.common.trainer_config import trainer_config
 from experiments.curves import curve_differences
 from lambda_grpo import console, policy
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
@@ -128,28 +128,17 @@ def train(settings: Mapping[str, Any], model: str, task: str, credit: str, seed:
 
 
 def _config(settings: Mapping[str, Any], credit: str, seed: int, folder: str) -> LambdaGRPOConfig:
-    size = settings["num_generations"]
-    name, parameters = credit_of(credit)
-    return LambdaGRPOConfig(
-        output_dir=folder,
-        credit=name,
-        credit_kwargs=parameters,
-        seed=seed,
-        loss_type="dapo",
+    return trainer_config(
+        folder,
+        credit,
+        seed,
+        settings["prompts"],
+        settings["num_generations"],
         max_steps=settings["steps"],
         learning_rate=settings["learning_rate"],
         adam_beta2=0.95,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=settings["warmup_steps"],
-        per_device_train_batch_size=settings["prompts"] * size,
-        num_generations=size,
         max_completion_length=settings["max_completion_length"],
-        gradient_checkpointing=False,
-        save_strategy="no",
         save_rollouts=False,
-        logging_steps=1,
-        disable_tqdm=True,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
     )

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 
 from experiments.common.arms import credit_of
+from experiments.common.trainer_config import trainer_config
 from experiments.curves.run import Curve
 from lambda_grpo import policy
 from lambda_grpo.credit import get_credit
@@ -87,30 +88,19 @@ def _curve(settings: Mapping[str, Any], config: LambdaGRPOConfig, model: str, ta
 def _config(
     settings: Mapping[str, Any], arm: str, learning_rate: float, seed: int, folder: str
 ) -> LambdaGRPOConfig:
-    credit, parameters = credit_of(arm)
-    size = settings["num_generations"]
-    return LambdaGRPOConfig(
-        output_dir=folder,
-        credit=credit,
-        credit_kwargs=parameters,
-        seed=seed,
-        loss_type="dapo",
+    return trainer_config(
+        folder,
+        arm,
+        seed,
+        settings["prompts"],
+        settings["num_generations"],
         max_steps=settings["steps"],
         learning_rate=learning_rate,
         lr_scheduler_type="constant",
-        per_device_train_batch_size=settings["prompts"] * size,
-        num_generations=size,
         max_completion_length=settings["max_completion_length"],
         temperature=settings["temperature"],
         tree_packing="on",
-        gradient_checkpointing=False,
-        save_strategy="no",
         save_rollouts=True,
-        logging_steps=1,
-        disable_tqdm=True,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
     )
 
 
