@@ -1,1 +1,1 @@
-"""What the experiments share: the command line, expected figures, a file of finished runs, trainer settings."""
+"""What the experiments share: the command line, expected figures, finished runs, trainer settings."""

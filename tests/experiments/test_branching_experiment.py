@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from experiments.branching import arm_differences, gradient_noise, taught_policy
 from experiments.branching.gradient_noise import Drawn
 from experiments.branching.long_sums import CARELESS_SHARE, EarlyMark, LateMark
 from experiments.branching.setups import Arm, setups
-from experiments.branching.taught_policy import Teaching
 from experiments.common import command, config_flags
 from lambda_grpo import InputError, ProcessTree, policy
 from lambda_grpo.branching import BranchPlan
@@ -25,7 +25,7 @@ CONFIG = config_flags.settings_of(command.folder_of("branching") / "config.yaml"
 def test_in_miniature_it_goes_on_where_it_was_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quick_policy: None
 ) -> None:
-    monkeypatch.setattr(taught_policy, "TEACHING", Teaching(steps=2, batch_size=4))
+    monkeypatch.setattr(taught_policy, "TEACHING", replace(taught_policy.TEACHING, steps=2, batch_size=4))
     flags = ["--arms", "chains-grpo,branched-branch"]
     one = {
         "tasks": "experiments.branching.long_sums:LateMark", "models": "taught", "seeds": "1",

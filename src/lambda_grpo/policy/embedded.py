@@ -5,8 +5,7 @@ any other model.
 """
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,26 +17,15 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from lambda_grpo.policy import cache
+from lambda_grpo.policy import cache, imitation
+from lambda_grpo.policy.imitation import Pretraining, Progress, imitate
 from lambda_grpo.tasks import thinking_sums
 
 EMBEDDED = "embedded"
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """How the embedded policy is pre-trained; part of the cache's key."""
-
-    steps: int = 800
-    batch_size: int = 128
-    learning_rate: float = 3e-3
-    seed: int = 0
-
-
 PRETRAINING = Pretraining()
 
 
-def embedded_policy(progress: Callable[[int, int, str], None] | None = None) -> Path:
+def embedded_policy(progress: Progress | None = None) -> Path:
     """The folder of the embedded policy, pre-trained now if it is not in the cache.
 
     Args:
@@ -47,7 +35,8 @@ def embedded_policy(progress: Callable[[int, int, str], None] | None = None) -> 
         LambdaGRPOError: the cache cannot be written to.
     """
     recipe = PRETRAINING
-    source = "".join(Path(module).read_text() for module in (thinking_sums.__file__, __file__))
+    modules = thinking_sums.__file__, imitation.__file__, __file__
+    source = "".join(Path(module).read_text() for module in modules)
     key = hashlib.sha256(f"{source} {asdict(recipe)}".encode()).hexdigest()[:12]
 
     def make(aside: Path) -> None:
@@ -77,7 +66,7 @@ def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
 
 
 def _pretrain(
-    recipe: Pretraining, progress: Callable[[int, int, str], None] | None
+    recipe: Pretraining, progress: Progress | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = character_tokenizer(thinking_sums.CHARACTERS)
     with torch.random.fork_rng():
@@ -97,43 +86,6 @@ def _pretrain(
                 bos_token_id=None,
             )
         )
-        _imitate(model, *_examples(recipe, tokenizer), recipe, progress)
-    return model.eval(), tokenizer
-
-
-def _examples(recipe: Pretraining, tokenizer: PreTrainedTokenizerBase) -> tuple[torch.Tensor, torch.Tensor]:
-    """Demonstrations as right-padded ids and labels, (steps × batch, T) each; prompts are unlabelled."""
-    pairs = thinking_sums.demonstrations(recipe.steps * recipe.batch_size, recipe.seed)
-    texts = [prompt + completion for prompt, completion in pairs]
-    rows = tokenizer(texts)["input_ids"]
-    width = max(map(len, rows)) + 1
-    ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-    labels = torch.full((len(rows), width), -100)
-    for i, (row, (prompt, _)) in enumerate(zip(rows, pairs, strict=True)):
-        ids[i, : len(row) + 1] = torch.tensor([*row, tokenizer.eos_token_id])
-        labels[i, len(prompt) : len(row) + 1] = ids[i, len(prompt) : len(row) + 1]
-    return ids, labels
-
-
-def _imitate(
-    model: PreTrainedModel,
-    ids: torch.Tensor,
-    labels: torch.Tensor,
-    recipe: Pretraining,
-    progress: Callable[[int, int, str], None] | None,
-) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.05
-    )
-    model.train()
-    batches = zip(ids.chunk(recipe.steps), labels.chunk(recipe.steps), strict=True)
-    for step, (batch, targets) in enumerate(batches, 1):
-        width = int((targets != -100).nonzero()[:, 1].max()) + 1  # right padding needs no mask
-        loss = model(input_ids=batch[:, :width], labels=targets[:, :width]).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if progress:
-            progress(step, recipe.steps, f"loss {loss.item():.3f}")
+        demonstrations = thinking_sums.demonstrations(recipe.steps * recipe.batch_size, recipe.seed)
+        imitate(model, tokenizer, demonstrations, recipe, progress)
+    return model, tokenizer
