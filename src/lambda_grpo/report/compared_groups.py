@@ -6,27 +6,23 @@ Which problems have most to show is known only when all runs have been read, so 
 from collections.abc import Iterable
 from typing import Any
 
-from lambda_grpo.report.comparison import in_turn
 from lambda_grpo.report.matching import Int
 from lambda_grpo.report.sample import Row, own_copy
 from lambda_grpo.report.side_by_side import SideBySide
 from lambda_grpo.rollouts import Group
 
 
-def groups_side_by_side(
-    runs: SideBySide, problems: Int, places: int, again: Iterable[Group]
-) -> list[tuple[Group, Row]]:
-    """The groups of `places` problems at most, those of one problem one after another, with their numbers.
+def groups_side_by_side(runs: SideBySide, problems: Int, again: Iterable[Group]) -> list[tuple[Group, Row]]:
+    """The groups of some problems, those of one problem one after another, with their numbers.
 
     Args:
         runs: what is known of the runs.
-        problems: (P, R), see `matching.match`.
-        places: how many problems are shown.
+        problems: (P, R) those that are shown, see `matching.match`.
         again: the same groups as before; what is missing now is left out.
     """
     wanted: dict[Any, int] = {}
-    for place in in_turn(runs, problems)[:places].tolist():
-        for row in problems[place][problems[place] >= 0].tolist():
+    for rows in problems:
+        for row in rows[rows >= 0].tolist():
             wanted[tuple(runs.groups[name][row].item() for name in ("run", "step", "group"))] = row
     found: dict[int, Group] = {}
     for group in again if wanted else ():

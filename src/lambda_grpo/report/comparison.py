@@ -49,9 +49,9 @@ def in_turn(runs: SideBySide, problems: Int) -> Int:
     return both[np.sort(np.unique(both, return_index=True)[1])]
 
 
-def comparison(runs: SideBySide, problems: Int, shown: int) -> dict[str, Any]:
-    """Everything that is said of the runs side by side, ready for JSON; at most `shown` problems are shown
-    in full."""
+def comparison(runs: SideBySide, problems: Int, shown: Int) -> dict[str, Any]:
+    """Everything that is said of the runs side by side, ready for JSON; `shown` are the numbers of the
+    problems that are shown in full."""
     members = [np.flatnonzero(runs.run == number) for number in range(len(runs.names))]
     steps = runs.groups["step"]
     window = last_steps([steps[rows] for rows in members])
@@ -126,10 +126,10 @@ def _who(right: NDArray[np.bool_], steps: Int) -> dict[str, Any]:
     }
 
 
-def _listed(runs: SideBySide, problems: Int, shown: int) -> list[dict[str, Any]]:
+def _listed(runs: SideBySide, problems: Int, shown: Int) -> list[dict[str, Any]]:
     """The problems that are furthest apart, and those that are shown in full, all in the former's order."""
     order = most_apart(runs, problems)
-    wanted = {*order[:_LISTED].tolist(), *in_turn(runs, problems)[:shown].tolist()}
+    wanted = {*order[:_LISTED].tolist(), *shown.tolist()}
     chosen = [problems[place] for place in order.tolist() if place in wanted]
     prompts = told_apart([runs.met.prompts[int(rows[rows >= 0][0])] for rows in chosen])
     table, right = runs.groups, runs.right

@@ -15,7 +15,7 @@ from lambda_grpo import __version__
 from lambda_grpo.errors import InputError
 from lambda_grpo.report.analysis import Analysis, Table, analyse
 from lambda_grpo.report.compared_groups import groups_side_by_side
-from lambda_grpo.report.comparison import comparison, problems_of
+from lambda_grpo.report.comparison import comparison, in_turn, problems_of
 from lambda_grpo.report.comparison_words import notes as comparison_notes
 from lambda_grpo.report.forks import RunForks
 from lambda_grpo.report.matching import MetPrompts
@@ -84,9 +84,10 @@ def report_content(paths: Sequence[str | Path], options: ReportOptions) -> dict[
     if len(origins) > 1:
         beside = _side_by_side(reader, analysis, met, origins)
         problems = problems_of(beside)
-        compared = {"comparison": comparison(beside, problems, options.groups)}
+        in_full = in_turn(beside, problems)[: options.groups]
+        compared = {"comparison": comparison(beside, problems, in_full)}
         notes += comparison_notes(beside, problems)
-        again = groups_side_by_side(beside, problems, options.groups, _reader(paths, options))
+        again = groups_side_by_side(beside, problems[in_full], _reader(paths, options))
         chosen = [*again, *chosen]
     shown, cut = _fitting(chosen, reader, options)
     return {

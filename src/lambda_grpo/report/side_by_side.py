@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -28,13 +29,13 @@ class SideBySide:
     records: Sequence[RunRecords]
     origins: Sequence[Sequence[str]]
 
-    @property
+    @cached_property
     def run(self) -> Int:
         """(N,) the number of each group's run."""
         number = {name: place for place, name in enumerate(self.names)}
         return np.array([number[name] for name in self.groups["run"].tolist()], np.int64)
 
-    @property
+    @cached_property
     def right(self) -> Int:
         """(N,) how many completions of each group are right; -1 if none is scored."""
         share, scored = self.groups["accuracy"], self.groups["scored"]
