@@ -47,9 +47,8 @@ class Decoder:
         self.cache = growing_cache(inner.config)
         self.cache_argument = cache_argument(model)
         self.sizes = request.block_sizes
-        self.waiting = deque(
-            row for row in PromptTrie.build(request.prompts).order if row % self.sizes[0] == 0
-        )
+        trie = PromptTrie.build(request.prompts)
+        self.waiting = deque(row for row in trie.order if row % self.sizes[0] == 0)
         self.row = np.zeros(0, np.int64)
         self.block = np.zeros(0, np.int64)
         self.lengths = np.zeros(0, np.int64)
@@ -64,21 +63,18 @@ class Decoder:
         self.logps = np.zeros((total, request.max_new_tokens)) if request.logprobs else None
         self.drawn = np.zeros(total, np.int64)
         self.prefixes = SharedPrefixes()
-        self.worth = self._worth()
+        self.worth = self._worth(trie.of_rows(list(self.waiting)))
 
     @property
     def shares(self) -> bool:
         """Whether rows share prefixes in this run."""
         return self.worth is not None
 
-    def _worth(self) -> int | None:
+    def _worth(self, trie: PromptTrie) -> int | None:
         """What makes a prefix worth sharing; None if there is no such prefix among all prompts."""
         longest = int(self.prompt_lengths.max()) + self.request.max_new_tokens
         worth = worth_sharing(inner_model(self.model), self.cache, longest)
-        prompts = [self.request.prompts[row] for row in self.waiting]
-        if worth is None or not PromptTrie.build(prompts).shared_prefixes(worth):
-            return None
-        return worth
+        return worth if worth is not None and trie.shared_prefixes(worth) else None
 
     def run(self) -> Samples:
         """Sample until no row is left."""

@@ -9,7 +9,7 @@ R is the number of rows (prompts, repetitions included), N that of unique tokens
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,10 @@ class PromptTrie:
         [0, 3, 2, 1]
         """
         return [int(row) for row in np.argsort(self.last, kind="stable")]
+
+    def of_rows(self, rows: Sequence[int]) -> "PromptTrie":
+        """The same with these rows only, which together hold all of its tokens."""
+        return replace(self, paths=self.paths[rows], lengths=self.lengths[rows])
 
     def shared_prefixes(self, worth: int) -> list[SharedPrefix]:
         """Stretches that are worth being kept once; one after the other they are the beginning of a row.
