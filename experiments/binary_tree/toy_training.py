@@ -178,30 +178,40 @@ def loss_of(
     return policy_loss(chosen, batch, objective, num_tokens=GROUP * toy_tree.DEPTH)
 
 
-def adam(weights: Weights, learning_rate: float, each_alone: bool) -> Callable[[], None]:
-    """Adam on these weights; call what it returns after each backward pass.
+def adam(weights: Weights, learning_rate: float, each_alone: bool) -> Callable[[torch.Tensor, bool], None]:
+    """Adam on these weights: a function that takes a step down a loss, told whether its gradient is zero.
 
     If `each_alone`, a weight steps within the backward pass, as soon as its gradient is there, and the
     gradient is dropped: it never leaves the processor's cache. Adam treats every weight by itself, so the
-    numbers are the same.
+    numbers are the same. A gradient of zero then needs no backward pass: the weights go on by their momentum.
     """
     if not each_alone:
         together = torch.optim.Adam(weights.values(), learning_rate, fused=True)
 
-        def step() -> None:
+        def step(loss: torch.Tensor, flat: bool) -> None:
+            torch.autograd.backward([loss])
             together.step()
             together.zero_grad(set_to_none=False)  # fresh pages cost more than the arithmetic
 
         return step
+    alone = [(torch.optim.Adam([weight], learning_rate, fused=True), weight) for weight in weights.values()]
     weight: Any
-    for weight in weights.values():
-        alone = torch.optim.Adam([weight], learning_rate, fused=True)
-        weight.register_post_accumulate_grad_hook(partial(_step_alone, alone))
-    return lambda: None
+    for optimizer, weight in alone:
+        weight.register_post_accumulate_grad_hook(partial(_step_alone, optimizer))
+
+    def step_each(loss: torch.Tensor, flat: bool) -> None:
+        if not flat:
+            torch.autograd.backward([loss])
+            return
+        for optimizer, weight in alone:
+            weight.grad = torch.zeros_like(weight)
+            _step_alone(optimizer, weight)
+
+    return step_each
 
 
-def _step_alone(alone: torch.optim.Adam, weight: Any) -> None:
-    alone.step()
+def _step_alone(optimizer: torch.optim.Adam, weight: torch.Tensor) -> None:
+    optimizer.step()
     weight.grad = None
 
 
@@ -215,7 +225,7 @@ def train(
 ) -> NDArray[np.uint8]:
     """Train every seed on one cell; (steps, M, 16) how often each `leaf XOR target` was sampled."""
     weights = {name: weight.detach().clone().requires_grad_() for name, weight in policies.weights.items()}
-    stepped = adam(weights, learning_rate, policies.large)
+    step_down = adam(weights, learning_rate, policies.large)
     with torch.no_grad():
         start = policies.log_probs(weights)
     counts = np.zeros((*draws.uniforms.shape[:2], toy_tree.LEAVES), np.uint8)
@@ -225,8 +235,8 @@ def train(
         edges = toy_tree.walk(at_nodes.detach(), uniforms)
         batch, seen = group_credits(edges, draws.targets, cell, variant)
         np.add.at(counts[step], (models, seen.ravel()), 1)
-        torch.autograd.backward([loss_of(at_nodes, edges, batch, variant.beta, start)])
-        stepped()
+        flat = not (variant.beta or batch.advantage.any())
+        step_down(loss_of(at_nodes, edges, batch, variant.beta, start), flat)
         if shown and step % 10 == 9:
             shown()
     return counts
