@@ -87,7 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         html = write_report(args.paths, Path(folder) / "report.html", options).html
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        page = browser.new_page(viewport={"width": 1180, "height": 1000})
+        page = browser.new_page(viewport={"width": 1180, "height": 1300})
         page.goto(html.as_uri())
         if page.locator("#pair").count():
             take_runs(page)

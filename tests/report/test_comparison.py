@@ -272,6 +272,8 @@ def test_each_run_is_shown_with_its_own_tokenizer(tmp_path):
     content = content_of(*paths)
     texts = {one["run"]: sorted(text for text in one["nodes"]["text"] if text) for one in content["groups"]}
     assert texts == {"a": ["no", "yes"], "b": ["ja", "nein"]}
+    alone = [text for one in content_of(paths[0])["groups"] for text in one["nodes"]["text"]]
+    assert {"no", "yes"} <= set(alone), "a run by itself too"
     assert any(note.startswith("The runs have different tokenizers: lengths,") for note in content["notes"])
     (paths[1] / "tokenizer/tokenizer.json").write_text("{")
     assert len(content_of(*paths)["groups"]) == 2, "one that cannot be loaded is left away"

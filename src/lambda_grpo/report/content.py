@@ -37,7 +37,8 @@ class ReportOptions:
     """How a report is made.
 
     Attributes:
-        tokenizer: folder or Hub id, for text without token ids, and to show ids as text.
+        tokenizer: folder or Hub id, for text without token ids, and to show ids as text; unless it is given,
+            a run's ids are shown by the tokenizer in its own folder.
         skip_bad: go on without rows that cannot be used, and count them.
         group_size: completions per prompt, where a file does not tell.
         correct_at: a completion is right if its reward is at least this, where the file does not say.
@@ -155,9 +156,7 @@ def _fitting(
     chosen: Sequence[tuple[Group, Row]], reader: RolloutReader, options: ReportOptions
 ) -> tuple[list[dict[str, Any]], int]:
     """The chosen groups, up to the budget of bytes, by run and step; and how many were cut."""
-    tokenisers = {run.name: reader.tokeniser for run in reader.runs}
-    if len(reader.runs) > 1 and not options.tokenizer:
-        tokenisers = {run.name: own_tokeniser(run) for run in reader.runs}
+    tokenisers = {run.name: reader.tokeniser or own_tokeniser(run) for run in reader.runs}
     contents: list[dict[str, Any]] = []
     used = cut = 0
     distinct = {(group.run, group.step, group.name): (group, row) for group, row in chosen}

@@ -39,7 +39,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         metavar="PATH_OR_ID",
         help="folder, tokenizer.json or Hub id of the policy's tokenizer: for text without token ids, and to "
-        "show ids as text (without it, words are taken for tokens)",
+        "show ids as text (without it, words are taken for tokens, and ids are shown by RUN/tokenizer)",
     )
     parser.add_argument(
         "--group-size", type=int, metavar="N", help="completions per prompt, where the file does not tell"

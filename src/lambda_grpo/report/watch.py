@@ -14,7 +14,6 @@ import hashlib
 import sys
 import threading
 import time
-from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -62,8 +61,7 @@ class LivePage:
 
     Args:
         run: what `lambda-grpo report` reads. It may go and come back.
-        options: of the report; without `skip_bad`, one half-written file leaves nothing to show. If it names
-            no tokenizer, the one in the run folder is used.
+        options: of the report; without `skip_bad`, one half-written file leaves nothing to show.
         pause: seconds between two rebuilds, at least.
     """
 
@@ -90,12 +88,8 @@ class LivePage:
             return self._page
 
     def _built(self, version: str) -> str:
-        own = self.run / "tokenizer"  # the run may have written it since
-        options = self.options
-        if options.tokenizer is None and (own / "tokenizer.json").is_file():
-            options = replace(options, tokenizer=str(own))
         try:
-            return render(report_content([self.run], options), version)
+            return render(report_content([self.run], self.options), version)
         except (InputError, OSError) as error:  # no rollouts yet, or no longer
             return render_waiting(str(error), version)
 
