@@ -194,18 +194,23 @@ def adam(weights: Weights, learning_rate: float, each_alone: bool) -> Callable[[
             together.zero_grad(set_to_none=False)  # fresh pages cost more than the arithmetic
 
         return step
-    alone = [(torch.optim.Adam([weight], learning_rate, fused=True), weight) for weight in weights.values()]
-    weight: Any
-    for optimizer, weight in alone:
-        weight.register_post_accumulate_grad_hook(partial(_step_alone, optimizer))
+    alone: list[tuple[torch.optim.Adam, Any]] = [
+        (torch.optim.Adam([weight], learning_rate, fused=True), weight) for weight in weights.values()
+    ]
 
     def step_each(loss: torch.Tensor, flat: bool) -> None:
-        if not flat:
-            torch.autograd.backward([loss])
+        if flat:
+            for optimizer, weight in alone:
+                weight.grad = torch.zeros_like(weight)
+                _step_alone(optimizer, weight)
             return
-        for optimizer, weight in alone:
-            weight.grad = torch.zeros_like(weight)
-            _step_alone(optimizer, weight)
+        hooks = [
+            weight.register_post_accumulate_grad_hook(partial(_step_alone, optimizer))
+            for optimizer, weight in alone
+        ]
+        torch.autograd.backward([loss])
+        for hook in hooks:
+            hook.remove()  # a weight, its hook and its optimizer hold each other, and nothing collects that
 
     return step_each
 

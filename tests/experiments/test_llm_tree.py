@@ -1,6 +1,8 @@
 """The toy tree with a Llama: one row of 15 tokens is the model, and the fast training is the plain one."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,11 @@ def test_weights_that_step_alone_end_where_they_end_together() -> None:
     for name, weight in ends[0].items():
         torch.testing.assert_close(weight, ends[1][name], rtol=0, atol=0, msg=name)
         assert (weight != start[name]).any(), name
+    held = [weakref.ref(weight) for weight in ends[1].values()]
+    del weights, weight, step
+    ends.clear()
+    gc.collect()
+    assert not any(weight() is not None for weight in held), "a run leaves nothing in memory"
 
 
 def test_measures_by_hand() -> None:
