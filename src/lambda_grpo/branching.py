@@ -42,10 +42,12 @@ class BranchPlan:
         for name, least in (("depths", 1), ("factors", 2)):
             values = getattr(self, name)
             if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-                raise InputError(f"branch {name}: expected at least one whole number, got {values!r}")
-            if not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
+                raise InputError(
+                    f"branch {name}: expected a list of whole numbers, such as [{least}], got {values!r}"
+                )
+            if not all(isinstance(v, int | np.integer) and not isinstance(v, bool) and v >= least for v in values):
                 raise InputError(f"branch {name}: expected whole numbers from {least} on, got {list(values)}")
-            object.__setattr__(self, name, tuple(values))
+            object.__setattr__(self, name, tuple(map(int, values)))
         if list(self.depths) != sorted(set(self.depths)):
             raise InputError(
                 f"branch depths: expected each deeper than the one before, got {list(self.depths)}"

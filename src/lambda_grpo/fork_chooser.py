@@ -21,8 +21,9 @@ The choice for a batch depends on earlier batches alone, because depths that dep
 bias the gradient. It is a function of what was recorded, without random numbers: ranks that record the same,
 and runs that are resumed, choose the same.
 
-Groups whose rewards are all equal say nothing about ρ and are not recorded. Old records fall out, so the
-choice follows the policy as it learns.
+Groups whose rewards are all equal say nothing about ρ and are not recorded. A record is a group, or the mean
+of several of them in a batch that has many. Old records fall out, so the choice follows the policy as it
+learns. ρ is that of all groups together: those whose rewards vary more count more.
 """
 
 from collections import deque
@@ -105,7 +106,10 @@ class ForkChooser:
         if plan is not None:
             values = np.asarray(rewards, np.float64)
             telling = values[np.isfinite(values).all(axis=1) & (values != values[:, :1]).any(axis=1)]
-            for between, *within in variance_components(telling, plan).tolist():
+            found = variance_components(telling, plan)
+            # A batch gives few records, however large it is: else it drives out what other depths showed.
+            for part in np.array_split(found, min(len(found), TRIED_GROUPS)) if len(found) else ():
+                between, *within = part.mean(axis=0).tolist()
                 self._records.append((plan.depths[0], between, sum(within)))
         self.plan = self._choose()
 
@@ -122,7 +126,7 @@ class ForkChooser:
         self.plan = self._choose()
 
     def shares(self, depth: int) -> tuple[float, float, int]:
-        """ρ(d), its standard error, and the groups they are estimated from; (0, ∞, n) before it was tried."""
+        """ρ(d), its standard error, and the records that tell them; (0, ∞, n) before it was tried."""
         own = np.array([(b, b + w) for d, b, w in self._records if d == depth]).reshape(-1, 2)
         count = len(own)
         if count < TRIED_GROUPS:
@@ -137,7 +141,7 @@ class ForkChooser:
         """Why it is off: what was estimated at each depth that was tried."""
         tried = [(depth, *self.shares(depth)) for depth in sorted({depth for depth, *_ in self._records})]
         known = ", ".join(
-            f"{share:.2f} ± {error:.2f} by token {depth} ({count} groups)"
+            f"{share:.2f} ± {error:.2f} by token {depth} ({count} records)"
             for depth, share, error, count in tried
             if count >= TRIED_GROUPS
         )

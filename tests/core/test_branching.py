@@ -173,6 +173,11 @@ def test_masked_completions_are_in_no_mean() -> None:
     )
     assert given.advantage[0].tolist() == [0.75, 0.75]  # 1 − (0 + .5)/2, at both depths
     assert given.advantage[1].tolist() == [0, 0]
+    for baseline, last in (("mixed", 0.75), ("siblings", 0)):  # no sibling tells: `mixed` is `outside`
+        given = credit.branch(
+            tree, [1, 99, 0, 0.5], plan=BranchPlan((1,), (2,)), baseline=baseline, scale="none", mask=mask
+        )
+        assert given.advantage[0].tolist() == [0.75, last]
 
 
 def test_a_completion_that_ends_before_its_fork_fills_its_block() -> None:
@@ -234,7 +239,7 @@ def test_counting_once_is_the_weight_of_lambda_grpo() -> None:
         (lambda: BranchPlan((0,), (2,)), "whole numbers from 1 on"),
         (lambda: BranchPlan((4,), (1,)), "whole numbers from 2 on"),
         (lambda: BranchPlan((4, 8), (2,)), "one per depth"),
-        (lambda: BranchPlan((), ()), "at least one whole number"),
+        (lambda: BranchPlan((), ()), "expected a list of whole numbers"),
         (lambda: BranchPlan((4,), (2,)).sizes(7), "does not divide the 7 completions"),
         (lambda: BranchPlan((4,), (4,)).sizes(4), "one root"),
         (lambda: BranchPlan((8,), (2,)).check_length(8), "not below max_completion_length 8"),

@@ -150,6 +150,15 @@ def test_it_tries_each_depth_that_may_gain_and_no_other() -> None:
     assert plans == [None, *(BranchPlan((d,), (2,)) for d in (1, 2, 4, 8, 16))]
 
 
+def test_large_batches_leave_room_for_other_depths() -> None:
+    """512 groups a batch are 16 records, else the records of one depth drive out those of the others."""
+    chooser, plans = trained(Process(weights(0, 2)), 40, groups=512)
+    assert plans[-20:] == [BranchPlan((2,), (2,))] * 20
+    share, error, count = chooser.shares(1)
+    assert (count, share) == (TRIED_GROUPS, pytest.approx(0.5, abs=0.1))
+    assert 0 < error < 0.05
+
+
 @pytest.mark.parametrize(
     "process",
     [

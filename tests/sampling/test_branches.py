@@ -62,15 +62,28 @@ def test_rows_wait_for_room_and_come_to_the_same() -> None:
         assert branched(model, **room).completions == whole.completions
 
 
-def test_wrong_forks_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model("llama")
-    assert_forked(model, branched(model))  # the trial of a model's first samples is over
+def plant_wrong_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     copy = decode.Decoder._copy
 
     def of_others(self: decode.Decoder, at: np.ndarray, new: np.ndarray, size: int) -> None:
         copy(self, np.roll(at, 1), new, size)
 
     monkeypatch.setattr(decode.Decoder, "_copy", of_others)
+
+
+def test_the_first_forks_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where samples without forks came before, as with `auto` or a validation."""
+    model = make_model("llama")
+    sample(model, PROMPTS, num_completions=G, max_new_tokens=NEW, eos_token_ids=[0], seed_or_generator=3)
+    plant_wrong_forks(monkeypatch)
+    with pytest.raises(InputError, match="log-probs"):
+        branched(model)
+
+
+def test_wrong_forks_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama")
+    assert_forked(model, branched(model))  # the trial of a model's first samples is over
+    plant_wrong_forks(monkeypatch)
     monkeypatch.setattr(sampling, "check_samples", lambda *_: None)  # which would refuse them
     with pytest.raises(AssertionError):
         assert_forked(model, branched(model))

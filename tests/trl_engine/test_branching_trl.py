@@ -235,13 +235,27 @@ AUTO: dict[str, Any] = {"branch_depths": "auto", "branch_factors": None}
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "order": ({"branch_depths": [16, 8], "branch_factors": [2, 2]}, "each deeper than the one before"),
     "factor 1": ({"branch_factors": [1]}, r"branch factors: expected whole numbers from 2 on, got \[1\]"),
-    "no factors": ({"branch_factors": None}, "branch factors: expected at least one whole number, got None"),
-    "no depths": ({"branch_depths": None}, "branch depths: expected at least one whole number, got None"),
-    "one number": ({"branch_depths": 16}, "branch depths: expected at least one whole number, got 16"),
+    "no factors": (
+        {"branch_factors": None},
+        r"branch factors: expected a list of whole numbers, such as \[2\], got None",
+    ),
+    "no depths": (
+        {"branch_depths": None},
+        r"branch depths: expected a list of whole numbers, such as \[1\], got None",
+    ),
+    "one number": (
+        {"branch_depths": 16},
+        r"branch depths: expected a list of whole numbers, such as \[1\], got 16",
+    ),
     "product": ({"branch_factors": [3]}, "product 3 does not divide the 8 completions"),
     "one root": ({"branch_factors": [8]}, "one root, which all completions share: .* no gradient"),
     "depth": ({"branch_depths": [32]}, "32 is not below max_completion_length 32"),
     "generate": ({"sampler": "generate"}, "sampler 'generate' cannot fork. Set sampler='auto'"),
+    "no longest completion": ({"max_completion_length": None}, "max_completion_length is not set"),
+    "auto, no longest completion": (
+        AUTO | {"max_completion_length": None},
+        "max_completion_length is not set",
+    ),
     "batching": (
         {"use_transformers_continuous_batching": True},
         "continuous batching cannot fork completions",

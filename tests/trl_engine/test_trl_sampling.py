@@ -125,6 +125,7 @@ ELSEWHERE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "another cache": ({"cache_implementation": "static"}, "set cache_implementation, which"),
     "beams": ({"generation_kwargs": {"num_beams": 2}}, "set num_beams, which"),
+    "no longest completion": ({"max_completion_length": None}, "max_completion_length is not set"),
     "greedy": ({"generation_kwargs": {"do_sample": False}}, "set do_sample, which"),
 }
 

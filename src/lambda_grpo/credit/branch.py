@@ -50,7 +50,8 @@ def branch(
             baseline is the mean of all the others.
         baseline: `outside`, the mean of all rows outside the block; `siblings`, of the other blocks
             under the same parent block; `mixed`, s/(s + 1) of `siblings` and 1/(s + 1) of `outside`, for s
-            siblings.
+            siblings; `outside` alone where all siblings are masked. Where the baseline has no row, the
+            advantage is 0.
         scale: `group`, divided by the group's standard deviation as in GRPO; `none`, in units of the rewards.
 
     Raises:
@@ -97,7 +98,8 @@ def _block_advantage(values: Float64, told: Float64, size: int, parent: int, bas
     outside = (total.sum() - own[0], told.sum() - own[1])
     siblings = (sums(total, parent) - own[0], sums(told, parent) - own[1])
     count = parent // size - 1
-    share = {"outside": 0.0, "siblings": 1.0, "mixed": count / (count + 1)}[baseline]
+    mixed = np.where(siblings[1] > 0, count / (count + 1), 0.0)  # without siblings that tell: `outside`
+    share = {"outside": np.zeros(len(values)), "siblings": np.ones(len(values)), "mixed": mixed}[baseline]
     compared = share * _mean(*siblings) + (1 - share) * _mean(*outside)
     known = (own[1] > 0) & ((share == 0) | (siblings[1] > 0)) & ((share == 1) | (outside[1] > 0))
     return np.where(known, _mean(*own) - compared, 0.0)

@@ -30,8 +30,8 @@ from lambda_grpo.sampling.trial import check_samples
 __all__ = ["DrawSettings", "Request", "Samples", "check_can_fork", "draw_seed", "sample", "sample_on_tree"]
 
 _logger = logging.getLogger(__name__)
-# Models whose first samples were right: without shared prefixes (False), and with them (True).
-_tried: WeakKeyDictionary[torch.nn.Module, set[bool]] = WeakKeyDictionary()
+# Models whose first samples of a kind were right: with shared prefixes or without, with forks or without.
+_tried: WeakKeyDictionary[torch.nn.Module, set[tuple[bool, bool]]] = WeakKeyDictionary()
 
 
 def sample(
@@ -118,11 +118,12 @@ def sample_on_tree(model: Any, request: Request) -> Samples:
         try:
             tried = _tried.setdefault(inner_model(model), set())
             decoder = Decoder(model, request)
-            if decoder.shares in tried:
+            kind = (decoder.shares, request.branches is not None)
+            if kind in tried:
                 return decoder.run()
             samples = Decoder(model, replace(request, logprobs=True)).run()
             check_samples(model, request, samples)
-            tried.add(decoder.shares)
+            tried.add(kind)
             return samples if request.logprobs else replace(samples, logps=None)
         except (torch.OutOfMemoryError, InputError):
             raise

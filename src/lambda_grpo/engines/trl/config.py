@@ -1,6 +1,5 @@
 """The settings of `LambdaGRPOTrainer`: TRL's `GRPOConfig` plus ours."""
 
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +58,7 @@ class LambdaGRPOConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Tokens after the prompt at which completions fork, such as 8 16; auto: chosen by what "
-            "earlier batches showed; none: no forks.",
+            "earlier batches showed. Nothing forks where it is not set.",
             "nargs": "+",  # on the command line they come as texts
         },
     )
@@ -128,17 +127,21 @@ class LambdaGRPOConfig(GRPOConfig):
                 f"branch_factors: got {self.branch_factors}, but branch_depths is 'auto', which chooses the "
                 "factor too: leave branch_factors away, or give the depths"
             )
-        return ForkChooser(self.num_generations, self.max_completion_length or sys.maxsize)
+        longest: Any = self.max_completion_length
+        return ForkChooser(self.num_generations, longest)
 
     def _check_branches(self) -> None:
         """Raise InputError where the plan and the other settings do not fit together."""
         if not self.forks:
             return
+        if self.max_completion_length is None:
+            raise InputError(
+                "branch_depths: max_completion_length is not set, and forks lie before it: set it"
+            )
         self.fork_chooser()
         if plan := self.branch_plan:
             plan.sizes(self.num_generations)
-            if self.max_completion_length is not None:
-                plan.check_length(self.max_completion_length)
+            plan.check_length(self.max_completion_length)
         if self.use_transformers_continuous_batching:
             raise InputError(
                 "branch_depths: continuous batching cannot fork completions. Leave branch_depths away, or "
@@ -186,7 +189,7 @@ class LambdaGRPOConfig(GRPOConfig):
 
 def _as_numbers(depths: Any) -> Any:
     """`branch_depths` as numbers, or `auto`; the command line gives a list of texts."""
-    if isinstance(depths, list) and len(depths) == 1 and depths[0] == "auto":
+    if depths == ["auto"]:
         return "auto"
     if isinstance(depths, list) and any(isinstance(depth, str) for depth in depths):
         depths = [int(d) if isinstance(d, str) and d.isdecimal() else d for d in depths]

@@ -139,6 +139,8 @@ def request_of(model: Any, prompts: list[list[int]], generation_config: Any) -> 
     if others or not settings.get("do_sample"):
         names = ", ".join(sorted(others or {"do_sample"}))
         raise InputError(f"the model or generation_kwargs set {names}, which this sampler does not know")
+    if settings.get("max_new_tokens") is None:
+        raise InputError("max_completion_length is not set, and this sampler needs it")
     given = {name: settings[name] for name in _DRAWING if settings.get(name) is not None}
     ends = settings.get("eos_token_id")
     ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
