@@ -45,7 +45,9 @@ class BranchPlan:
                 raise InputError(
                     f"branch {name}: expected a list of whole numbers, such as [{least}], got {values!r}"
                 )
-            if not all(isinstance(v, int | np.integer) and not isinstance(v, bool) and v >= least for v in values):
+            if not all(
+                isinstance(v, int | np.integer) and not isinstance(v, bool) and v >= least for v in values
+            ):
                 raise InputError(f"branch {name}: expected whole numbers from {least} on, got {list(values)}")
             object.__setattr__(self, name, tuple(map(int, values)))
         if list(self.depths) != sorted(set(self.depths)):

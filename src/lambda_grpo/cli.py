@@ -8,12 +8,13 @@ import tempfile
 import textwrap
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lambda_grpo import __version__
 from lambda_grpo.credit import CREDITS
-from lambda_grpo.errors import InputError, LambdaGRPOError, missing_extra, printable
+from lambda_grpo.errors import InputError, LambdaGRPOError, missing_extra, printable, unknown_name
 
 if TYPE_CHECKING:
     from lambda_grpo.training.options import TrainSettings
@@ -65,7 +66,10 @@ _REPRODUCE = (
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser; the options of some commands are imported only where `command` asks for them."""
+    """The parser; the options of some commands are imported only where `command` asks for them.
+
+    It leaves the parser of the command in `parser`.
+    """
     parser = argparse.ArgumentParser(prog="lambda-grpo", description="λ-GRPO and its process trees.")
     parser.add_argument("--version", action="version", version=f"lambda-grpo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -83,7 +87,9 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         metavar="RECIPE",
         help="a YAML file, or the name of one of ours (default for embedded, default-other-model for others)",
     )
-    report = commands.add_parser("report", help="show the hidden process reward model of rollouts")
+    report = commands.add_parser(
+        "report", help="show the hidden process reward model of rollouts", allow_abbrev=False
+    )
     if command == "report":
         from lambda_grpo.report import report_command
 
@@ -112,26 +118,40 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         evaluation.description = eval_command.DESCRIPTION
         eval_command.add_arguments(evaluation)
     commands.add_parser("tasks", help="list the tasks")
-    commands.add_parser("reproduce", add_help=False)  # not listed: it says where the experiments are
+    for each in commands.choices.values():
+        each.set_defaults(parser=each)
+    if command and not command.startswith("-") and command not in commands.choices:
+        parser.error(printable(str(unknown_name("command", command, commands.choices))))
     return parser
+
+
+def _unrecognised(parser: argparse.ArgumentParser, rest: Sequence[str]) -> str:
+    """What is said of arguments that a parser does not know, with the option that is nearest to the first."""
+    said = printable(f"unrecognized arguments: {' '.join(rest)}")
+    options = [option for action in parser._actions for option in action.option_strings]
+    given = next((each.partition("=")[0] for each in rest if each.startswith("-")), "")
+    near = get_close_matches(given, options, n=1)
+    return f"{said}: did you mean {near[0]!r}?" if near else said
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0, or 2 after a message about bad input."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["reproduce"]:
+        print(f"lambda-grpo: error: {_REPRODUCE}", file=sys.stderr)
+        return 2
     parser = _parser(given[0] if given else None)
     if not given:
         parser.print_help()
         print(_FIRST_COMMANDS)
         return 0
     args, rest = parser.parse_known_args(given)
-    if rest and args.command not in ("train", "reproduce"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest and args.command != "train":
+        asked = args.parser if given[0] == args.command else parser
+        asked.error(_unrecognised(asked, rest))
     try:
         if args.command == "train":
             return _train(args.config, rest)
-        if args.command == "reproduce":
-            raise InputError(_REPRODUCE)
         _expect_alone(args.command)
         if args.command == "report":
             from lambda_grpo.report import report_command

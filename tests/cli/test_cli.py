@@ -1,8 +1,10 @@
 """What a newcomer sees: no command, a misspelt flag, a package that is missing."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
+from rollout_samples import BY_HAND, write_jsonl
 
 from lambda_grpo import cli
 from lambda_grpo.training import settings
@@ -34,3 +36,49 @@ def test_vllm_that_is_not_installed_is_one_sentence(
         "lambda-grpo: error: use_vllm: the package vllm is not installed: pip install vllm, or leave "
         "--use_vllm away\n"
     )
+
+
+def stopped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command says of arguments that cannot be parsed."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "r.jsonl", "--corect-at", "1"], "--corect-at 1: did you mean '--correct-at'?"),
+        (["report", "r.jsonl", "--corect_at=1"], "--corect_at=1: did you mean '--correct_at'?"),
+        (["watch", "run", "--prot", "1"], "--prot 1: did you mean '--port'?"),
+        (["eval", "m", "--sample", "2"], "--sample 2: did you mean '--samples'?"),
+        (["tasks", "all"], "unrecognized arguments: all\n"),
+    ],
+)
+def test_an_unknown_option_names_the_nearest_of_its_command(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    said = stopped(capsys, *arguments)
+    assert said.startswith(f"usage: lambda-grpo {arguments[0]} ")
+    assert f"lambda-grpo {arguments[0]}: error: unrecognized arguments: " in said
+    assert message in said
+
+
+def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    said = stopped(capsys, "task")
+    assert said.startswith("usage: lambda-grpo [-h]")
+    assert (
+        "unknown command 'task': did you mean 'tasks'? Known: effect, eval, report, tasks, train, watch"
+        in said
+    )
+    assert "reproduce" not in said + stopped(capsys, "--quiet", "task")
+
+
+@pytest.mark.parametrize("mark", ["-", "_"])
+def test_report_takes_both_spellings(capsys: pytest.CaptureFixture[str], tmp_path: Path, mark: str) -> None:
+    rows = [*BY_HAND, {"group": "alone", "completion": "x", "reward": 1}]
+    paths = [str(write_jsonl(tmp_path / "r.jsonl", rows)), "-o", str(tmp_path / "out.html")]
+    flags = [f"--skip{mark}bad", f"--group{mark}size", "4", f"--correct{mark}at", "0.5"]
+    assert cli.main(["report", *paths, *flags]) == 0
+    assert "left out: 1 rows" in capsys.readouterr().err

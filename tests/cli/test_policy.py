@@ -61,6 +61,28 @@ def test_embedded_policy_is_the_same_each_time_and_leaves_the_random_state(quick
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+def refusal(model: Path | str) -> str:
+    with pytest.raises(InputError) as refused:
+        policy.load_policy(str(model))
+    return str(refused.value)
+
+
+def test_a_folder_without_a_model_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    (run / "tokenizer").mkdir(parents=True)
+    assert refusal(run).endswith(
+        "the folder holds no config.json: expected a folder written by save_pretrained, or one with a GGUF file"
+    )
+    policy.character_tokenizer("01").save_pretrained(run)  # the model is what is missing now
+    assert "the folder holds no config.json" in refusal(run)
+    (run / "model").mkdir()
+    (run / "model" / "config.json").write_text("{}")
+    assert refusal(run).endswith(f"{run} is a run folder: its model is {run / 'model'}")
+    monkeypatch.chdir(tmp_path)
+    for name in ("nowhere", "no/where", "./no/where/at-all"):
+        assert f"from {name!r}: there is no folder {name!r} here; expected" in refusal(name)
+
+
 def test_unreadable_model_path(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{not json")
     for path in (str(tmp_path), str(tmp_path / "absent"), "no-such-owner/no-such-model"):

@@ -139,9 +139,15 @@ def test_a_dry_run_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_of_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_of_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--dry_run", "--model", "no/such-model"]) == 2
-    assert "dry_run: the config of 'no/such-model' cannot be loaded" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "dry_run: the config of 'no/such-model' cannot be loaded" in said
+    assert "there is no folder 'no/such-model' here" in said
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert cli.main(["train", "--dry_run", "--model", str(tmp_path)]) == 2
+    assert f"{tmp_path} is a run folder: its model is {tmp_path / 'model'}" in capsys.readouterr().err
 
 
 def test_a_dry_run_finds_settings_that_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:

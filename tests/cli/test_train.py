@@ -92,7 +92,15 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--dtype", "bf16"], "dtype: got 'bf16', expected one of float32, bfloat16, float16, auto"),
         (["--config", "absent.yaml"], "recipe 'absent.yaml': cannot be read"),
         (["--model", "no/such-model"], "cannot load a model and tokenizer from 'no/such-model'"),
-        (["--num_generations", "3"], "generation_batch_size (8) must be divisible by num_generations (3)"),
+        (
+            ["--num_generations", "3"],
+            "num_generations: got 3, expected a divisor of generation_batch_size, which is 8, such as 2 or 4; or "
+            "set per_device_train_batch_size to a multiple of 3",
+        ),
+        (["--loss_type", "dappo"], "unknown loss_type 'dappo': did you mean 'dapo'"),
+        (["--max_steps", "0"], "max_steps: got 0, which trains nothing: `lambda-grpo eval` answers problems"),
+        (["--max_steps=-1", "--num_train_epochs=0"], "num_train_epochs: got 0, which trains nothing"),
+        (["--learning_rate=-1", "--dry_run"], "learning_rate: got -1.0, expected 0 or more"),
     ],
 )
 def test_mistakes(

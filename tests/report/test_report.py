@@ -13,7 +13,7 @@ import pytest
 from reference import ReferenceGroup
 from rollout_samples import BY_HAND, group_rows, save_tokenizer, write_jsonl, write_run
 
-from lambda_grpo import InputError, ProcessTree
+from lambda_grpo import InputError, ProcessTree, cli
 from lambda_grpo.report import ReportOptions, report_command, write_report
 from lambda_grpo.report.analysis import analyse
 from lambda_grpo.report.content import report_content
@@ -234,6 +234,32 @@ def test_nothing_left_to_report(tmp_path):
 def test_bad_output_name(tmp_path, out):
     with pytest.raises(InputError, match=r"expected a name that ends in \.html"):
         write_report([tmp_path], tmp_path / out)
+
+
+def test_the_twin_replaces_an_earlier_report_and_no_other_file(tmp_path):
+    page, twin = tmp_path / "r.html", tmp_path / "r.json"
+    for content in (json.dumps(BY_HAND), ""):
+        twin.write_text(content)
+        with pytest.raises(
+            InputError, match=r"r\.json: .* would overwrite this file.* choose another name .*-o"
+        ):
+            write_report([tmp_path / "nowhere"], page)  # refused before anything is read
+        assert twin.read_text() == content
+    twin.unlink()
+    rollouts = [write_jsonl(tmp_path / "rollouts.jsonl", BY_HAND)]
+    first = write_report(rollouts, page).json.read_text()
+    assert write_report(rollouts, page).json.read_text() == first
+    twin.write_text(first.replace("report/1", "report/0"))
+    assert write_report(rollouts, page).json.read_text() == first
+
+
+@pytest.mark.parametrize("groups", [0, -1])
+def test_a_report_without_groups_is_refused(tmp_path, capsys, groups):
+    path = write_jsonl(tmp_path / "r.jsonl", BY_HAND)
+    out = tmp_path / "r.html"
+    assert cli.main(["report", str(path), "-o", str(out), "--groups", str(groups)]) == 2
+    assert f"groups: got {groups}, expected at least 1" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_page_is_self_contained(tmp_path):

@@ -35,7 +35,8 @@ BAD_YAML = {
     "not closed": ("task: 'x", "end of stream"),
     "no UTF-8": (b"task: \xff", "can't decode"),
     "a list": ("- task", "expected `key: value` lines, got list"),
-    "nothing": ("", "expected `key: value` lines, got NoneType"),
+    "nothing": ("", "the file is empty; expected `key: value` lines"),
+    "comments only": ("# task: x\n", "the file is empty"),
     "a key that is none": ("1: 2", "key in recipe"),
 }  # fmt: skip
 

@@ -224,8 +224,13 @@ def test_a_busy_port_is_one_sentence(run, capsys):
 def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("nothing")
     assert f"{tmp_path}: holds no run: expected" in refused(capsys, tmp_path)
-    assert "nowhere: holds no run: expected" in refused(capsys, tmp_path / "nowhere")
+    assert "nowhere: no such file or folder" in refused(capsys, tmp_path / "nowhere")
     assert "--group-size: got 1, expected at least 2" in refused(capsys, tmp_path, "--group-size", 1)
+
+
+@pytest.mark.parametrize("groups", [0, -1])
+def test_a_page_without_groups_is_refused(run, capsys, groups):
+    assert f"groups: got {groups}, expected at least 1" in refused(capsys, run, "--groups", groups)
 
 
 def test_the_command_waits_for_rollouts_and_ends_with_ctrl_c(tmp_path):

@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Conf
 from trl import GRPOConfig
 
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
+from lambda_grpo.engines.trl.config import LOSS_TYPES
 from lambda_grpo.policy import character_tokenizer
 
 TOKENIZER = character_tokenizer("abc")
@@ -22,9 +23,6 @@ PROMPTS = ["a", "bb", "ca", "abc"]
 
 
 GROUP = 6
-
-
-LOSS_TYPES = ["grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo"]
 
 
 def reward(completions: list[str], **_: Any) -> list[float]:

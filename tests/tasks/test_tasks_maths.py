@@ -124,6 +124,13 @@ def test_no_readable_gold_answer_at_all_is_an_error():
 
 
 # Splits and counts.
+def test_a_file_of_one_row_says_how_rows_are_divided():
+    task = maths([{"prompt": "1+1=", "answer": "2"}])  # of the train split
+    assert len(task.problems("train", 3, 0)) == 3
+    with pytest.raises(InputError, match="checksum of the prompt .* about one in eight .* more rows"):
+        task.problems("test", 1, 0)
+
+
 def test_train_goes_round_again_in_a_new_order_and_test_gives_all_there_is():
     task = maths(SUMS)
     test = task.problems("test", 10**3, 0)

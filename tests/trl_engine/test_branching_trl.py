@@ -237,11 +237,11 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "factor 1": ({"branch_factors": [1]}, r"branch factors: expected whole numbers from 2 on, got \[1\]"),
     "no factors": (
         {"branch_factors": None},
-        r"branch factors: expected a list of whole numbers, such as \[2\], got None",
+        r"branch_depths \[16\] need branch_factors, one for each depth, such as 2",
     ),
     "no depths": (
         {"branch_depths": None},
-        r"branch depths: expected a list of whole numbers, such as \[1\], got None",
+        r"branch_factors \[2\] need branch_depths, one for each factor, such as 8",
     ),
     "one number": (
         {"branch_depths": 16},

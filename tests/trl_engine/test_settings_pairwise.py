@@ -11,13 +11,14 @@ import torch
 from covering import all_pairs, pairs_of
 from literal_credits import Case, literal
 from oracle import spliced_compute_loss
-from tiny_trainers import GROUP, LOSS_TYPES, PROMPTS, assert_close, gradients, make_trainer, micro_batches
+from tiny_trainers import GROUP, PROMPTS, assert_close, gradients, make_trainer, micro_batches
 
 from lambda_grpo import ProcessTree, TokenCredit
 from lambda_grpo.engines.trl import trainer as trainer_module
+from lambda_grpo.engines.trl.config import LOSS_TYPES
 
 VALUES: dict[str, list[Any]] = {
-    "loss_type": LOSS_TYPES,
+    "loss_type": list(LOSS_TYPES),
     "credit": [
         "grpo",
         "lambda_grpo",

@@ -1,5 +1,6 @@
 """LambdaGRPOTrainer against TRL's own loss with one line spliced in, gradients compared."""
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from trl import GRPOConfig, GRPOTrainer
 from lambda_grpo import InputError, ProcessTree
 from lambda_grpo.credit import CREDITS
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
+from lambda_grpo.engines.trl.config import LOSS_TYPES
 from lambda_grpo.rollouts import RolloutReader
 from lambda_grpo.training.run_folder import truncate_rollouts
 
@@ -244,6 +246,12 @@ def test_one_tree_per_group_in_one_pass(tmp_path: Path, monkeypatch: pytest.Monk
     assert calls == [len(PROMPTS) * GROUP]
 
 
+def test_loss_types_are_those_that_trl_names() -> None:
+    said = GRPOConfig.__dataclass_fields__["loss_type"].metadata["help"]
+    named = said.partition("Supported values are")[2].partition(". ")[0]
+    assert set(re.findall("'(.+?)'", named)) == set(LOSS_TYPES)  # that it computes each: the oracle's tests
+
+
 def test_bad_settings(tmp_path: Path) -> None:
     settings = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "per_device_train_batch_size": 4}
     with pytest.raises(InputError, match="unknown credit 'lamda_grpo': did you mean 'lambda_grpo'"):
@@ -261,5 +269,22 @@ def test_bad_settings(tmp_path: Path) -> None:
         message = f"'{name}' gives each .* choose credit .* or set importance_sampling_level='token'"
         with pytest.raises(InputError, match=message) if name in varying else nullcontext():
             LambdaGRPOConfig(**settings, num_generations=4, credit=name, importance_sampling_level="sequence")
+    for given, message in (
+        ({"loss_type": "grop"}, "unknown loss_type 'grop': did you mean 'grpo'"),
+        ({"learning_rate": -1e-5}, "learning_rate: got -1e-05, expected 0 or more"),
+        ({"learning_rate": float("nan")}, "learning_rate: got nan"),
+        (
+            {"num_generations": 3},
+            "which is 4, such as 2 or 4; or set per_device_train_batch_size to a multiple",
+        ),
+        (
+            {"num_generations": 3, "generation_batch_size": 8},
+            "which is 8, .* or set generation_batch_size to a",
+        ),
+        ({"num_generations": 1}, "num_generations: got 1, expected at least 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            LambdaGRPOConfig(**settings | {"num_generations": 4} | given)
+    assert LambdaGRPOConfig(**settings, num_generations=4, learning_rate=0.0).learning_rate == 0
     with pytest.raises(InputError, match="args: expected a LambdaGRPOConfig, got GRPOConfig"):
         LambdaGRPOTrainer(qwen2(), reward, GRPOConfig(**settings, num_generations=4))

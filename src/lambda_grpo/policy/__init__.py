@@ -1,7 +1,7 @@
 """The policy to train: the embedded one, SmolLM2-135M, or any local folder, GGUF file or Hub id."""
 
 from lambda_grpo.policy.embedded import EMBEDDED, character_tokenizer, embedded_policy
-from lambda_grpo.policy.load import load_policy, load_tokenizer, model_folder
+from lambda_grpo.policy.load import load_policy, load_tokenizer, model_folder, not_loaded
 from lambda_grpo.policy.low_rank import LowRank, adapters
 from lambda_grpo.policy.smollm2 import SMOLLM2, smollm2_policy
 
@@ -15,5 +15,6 @@ __all__ = [
     "load_policy",
     "load_tokenizer",
     "model_folder",
+    "not_loaded",
     "smollm2_policy",
 ]

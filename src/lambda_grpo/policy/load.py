@@ -19,6 +19,8 @@ from lambda_grpo.errors import InputError
 from lambda_grpo.policy import gguf_files
 from lambda_grpo.policy.smollm2 import SMOLLM2, smollm2_policy
 
+_CONFIGS = ("config.json", "adapter_config.json")  # of a model; of adapters, which name their model
+
 
 def load_policy(
     model: str, *, trust_remote_code: bool = False, **kwargs: Any
@@ -85,7 +87,29 @@ def _loading(model: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(
-            f"cannot load a model and tokenizer from {model!r}: expected a folder written by "
-            f"save_pretrained, or a Hub id that can be reached. transformers says: {error}"
-        ) from error
+        raise not_loaded(f"cannot load a model and tokenizer from {model!r}", model, error) from error
+
+
+def not_loaded(what: str, model: str, error: Exception, also: str = "") -> InputError:
+    """The error for a `model` that transformers cannot load.
+
+    Of a folder without config.json it tells what the folder is, because transformers says only that it finds
+    no tokenizer there.
+
+    Args:
+        what: what cannot be done.
+        also: what else could be named, such as ", or one of gpt2, qwen2".
+    """
+    folder = Path(model)
+    if folder.is_dir() and not any((folder / name).exists() for name in _CONFIGS):
+        if (folder / "model" / "config.json").exists():
+            return InputError(f"{what}: {folder} is a run folder: its model is {folder / 'model'}")
+        return InputError(
+            f"{what}: the folder holds no config.json: expected a folder written by save_pretrained, or one "
+            "with a GGUF file"
+        )
+    absent = "" if folder.exists() else f"there is no folder {model!r} here; "
+    return InputError(
+        f"{what}: {absent}expected a folder written by save_pretrained, or a Hub id that can be reached"
+        f"{also}. transformers says: {error}"
+    )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lambda_grpo import __version__
-from lambda_grpo.errors import InputError
+from lambda_grpo.errors import InputError, expect
 from lambda_grpo.report.analysis import Analysis, Table, analyse
 from lambda_grpo.report.compared_groups import groups_side_by_side
 from lambda_grpo.report.comparison import comparison, in_turn, problems_of
@@ -29,6 +29,9 @@ from lambda_grpo.tree import ProcessTree
 
 SCHEMA = "lambda-grpo/report/1"
 
+BEGINNING = b'{"schema":"lambda-grpo/report/'
+"""How the JSON file of a report begins, of whatever version."""
+
 _DIGITS = 9  # of each number
 
 
@@ -44,6 +47,9 @@ class ReportOptions:
         correct_at: a completion is right if its reward is at least this, where the file does not say.
         groups: how many groups are shown in full, at most.
         text_bytes: how many bytes they may take, at most.
+
+    Raises:
+        InputError: `groups` below 1.
     """
 
     tokenizer: str | None = None
@@ -52,6 +58,9 @@ class ReportOptions:
     correct_at: float = 1.0
     groups: int = 60
     text_bytes: int = 8_000_000
+
+    def __post_init__(self) -> None:
+        expect(self.groups >= 1, "groups", self.groups, "at least 1")
 
 
 def report_content(paths: Sequence[str | Path], options: ReportOptions) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lambda_grpo.errors import InputError, printable
-from lambda_grpo.report.content import ReportOptions, as_json, report_content
+from lambda_grpo.report.content import BEGINNING, ReportOptions, as_json, report_content
 from lambda_grpo.rollouts import LeftOut
 from lambda_grpo.training.run_folder import written_whole
 
@@ -70,16 +70,18 @@ def write_report(
 ) -> Written:
     """Measure the rollouts under `paths`, write the page to `out` and its twin beside it as .json.
 
-    Both are written aside and renamed, so that a browser never sees half a page.
+    Both are written aside and renamed, so that a browser never sees half a page. They replace an earlier
+    report, and no JSON file of another kind.
 
     Raises:
-        InputError: rollouts or paths that cannot be used.
+        InputError: rollouts or paths that cannot be used, or another JSON file in the place of the twin.
     """
     html = Path(out)
     if html.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{html}: expected a name that ends in .html; the JSON twin is put beside it")
-    content = report_content(paths, options or ReportOptions())
     twin = html.with_suffix(".json")
+    _expect_replaceable(twin)
+    content = report_content(paths, options or ReportOptions())
     try:
         for path, text in ((html, render(content)), (twin, as_json(content))):
             with written_whole(path) as aside:
@@ -96,6 +98,22 @@ def write_report(
         content["comparison"]["answers"] if "comparison" in content else (),
         [f"{run['name']}: {run['branching']['sentence']}" for run in content["runs"] if "branching" in run],
     )
+
+
+def _expect_replaceable(twin: Path) -> None:
+    """Raise InputError if a file stands where the JSON twin goes, and is no earlier report."""
+    try:
+        with twin.open("rb") as file:
+            found = file.read(len(BEGINNING))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{twin}: cannot be replaced by the page's JSON twin: {error}") from error
+    if found != BEGINNING:
+        raise InputError(
+            f"{twin}: the page's JSON twin would overwrite this file, which is no report: choose another "
+            "name for the page with -o"
+        )
 
 
 def render(content: Mapping[str, Any], version: str = "") -> str:

@@ -27,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", default="report.html", metavar="FILE", help="the page (default: %(default)s)"
     )
     parser.add_argument(
-        "--skip-bad", action="store_true", help="go on without rows that cannot be used, and count them"
+        "--skip-bad",
+        "--skip_bad",
+        action="store_true",
+        help="go on without rows that cannot be used, and count them",
     )
     add_reading_options(parser)
 
@@ -42,10 +45,15 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         "show ids as text (without it, words are taken for tokens, and ids are shown by RUN/tokenizer)",
     )
     parser.add_argument(
-        "--group-size", type=int, metavar="N", help="completions per prompt, where the file does not tell"
+        "--group-size",
+        "--group_size",
+        type=int,
+        metavar="N",
+        help="completions per prompt, where the file does not tell",
     )
     parser.add_argument(
         "--correct-at",
+        "--correct_at",
         type=float,
         default=defaults.correct_at,
         metavar="REWARD",

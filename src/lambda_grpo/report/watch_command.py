@@ -50,6 +50,8 @@ def _options(args: argparse.Namespace) -> ReportOptions:
     expect(0 <= args.port < 2**16, "--port", args.port, "0 to 65535")
     expect(args.group_size is None or args.group_size > 1, "--group-size", args.group_size, "at least 2")
     folder = Path(args.run)
+    if not folder.exists():
+        raise InputError(f"{folder}: no such file or folder")
     if version_of(folder) == "none" and not _is_run(folder):
         raise InputError(
             f"{folder}: holds no run: expected the folder of a training that has begun (its output_dir), or "

@@ -32,6 +32,8 @@ from lambda_grpo.tasks.worker import SECONDS, CallStopped, call
 
 _log = logging.getLogger(__name__)
 
+_DIVIDED = ". A checksum of the prompt divides the rows, about one in eight to the test split: add more rows"
+
 
 def check_math_verify() -> None:
     """Raise unless math-verify is there and its parser of LaTeX works.
@@ -98,10 +100,11 @@ class Maths:
         found = list(islice(self._usable(split, rng), count))
         self._report(len(self.unparsable) - skipped_before)
         if not found and count:
+            none_fell_here = self._rows.divided and len(self.unparsable) == skipped_before
             raise InputError(
                 f"{self._rows.source}: no usable problem for the {split} split among "
                 f"{len(self._rows.parts[split])} rows; math-verify could not parse the gold answers of "
-                f"{len(self.unparsable)}"
+                f"{len(self.unparsable)}{_DIVIDED if none_fell_here else ''}"
             )
         if split == "test":
             return found

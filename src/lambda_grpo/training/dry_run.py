@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from lambda_grpo import policy
-from lambda_grpo.errors import InputError
 from lambda_grpo.tasks.task import in_test_split
 from lambda_grpo.training.options import TrainSettings
 
@@ -107,11 +106,8 @@ def _model_type(name: str) -> str:
     try:
         return str(AutoConfig.from_pretrained(policy.model_folder(name), trust_remote_code=False).model_type)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"dry_run: the config of {name!r} cannot be loaded, so its class is unknown: expected a local "
-            f"folder, a Hub id that can be reached, or one of {', '.join(MODEL_TYPES)}. transformers says: "
-            f"{error}"
-        ) from error
+        what = f"dry_run: the config of {name!r} cannot be loaded, so its class is unknown"
+        raise policy.not_loaded(what, name, error, f", or one of {', '.join(MODEL_TYPES)}") from error
 
 
 def _write_data(path: Path, test_lines: int) -> str:

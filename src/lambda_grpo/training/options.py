@@ -150,6 +150,12 @@ def check(options: TrainOptions, config: LambdaGRPOConfig) -> None:
     ):
         if getattr(options, name) < least:
             raise InputError(f"{name}: expected at least {least}, got {getattr(options, name)}")
+    if config.max_steps == 0 or (config.max_steps < 0 and config.num_train_epochs <= 0):
+        name = "num_train_epochs" if config.max_steps else "max_steps"
+        raise InputError(
+            f"{name}: got {getattr(config, name):g}, which trains nothing: `lambda-grpo eval` answers "
+            "problems without training"
+        )
     precision.check(options.dtype, config.fp16)
     if not 0 <= options.lora_dropout < 1:
         raise InputError(f"lora_dropout: expected at least 0 and below 1, got {options.lora_dropout}")

@@ -158,6 +158,10 @@ def _read_yaml(recipe: str) -> dict[str, Any]:
         content = run_folder.read_yaml(path)
     except InputError as error:
         raise InputError(f"recipe {error}") from error
+    if content is None:
+        raise InputError(
+            f"recipe {str(path)!r}: the file is empty; expected `key: value` lines, such as max_steps: 100"
+        )
     if not isinstance(content, dict):
         raise InputError(f"recipe {str(path)!r}: expected `key: value` lines, got {type(content).__name__}")
     return content

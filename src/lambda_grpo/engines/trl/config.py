@@ -10,8 +10,11 @@ from lambda_grpo.credit import advantage_varies, get_credit, takes_plan, try_cre
 from lambda_grpo.engines.trl.packing import MODES
 from lambda_grpo.engines.trl.sampling import SAMPLERS
 from lambda_grpo.engines.trl.vllm_forks import check_generation_kwargs
-from lambda_grpo.errors import InputError, unknown_name
+from lambda_grpo.errors import InputError, expect, unknown_name
 from lambda_grpo.fork_chooser import ForkChooser
+
+LOSS_TYPES = ("grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo")
+"""What TRL's loss can compute. TRL itself has no such list, and refuses another name at the first step."""
 
 
 @dataclass
@@ -80,7 +83,10 @@ class LambdaGRPOConfig(GRPOConfig):
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit_kwargs"]
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        self._derive()
+        if self.loss_type not in LOSS_TYPES:
+            raise unknown_name("loss_type", str(self.loss_type), LOSS_TYPES)
+        expect(self.learning_rate >= 0, "learning_rate", self.learning_rate, "0 or more")
         self.branch_depths = _as_numbers(self.branch_depths)
         self.check_credit()
         if self.tree_packing not in MODES:
@@ -95,6 +101,26 @@ class LambdaGRPOConfig(GRPOConfig):
             )
 
         self._check_branches()
+
+    def _derive(self) -> None:
+        """TRL's own checks and derived fields; if groups do not fill the batch, say which sizes would."""
+        group = self.num_generations
+        expect(
+            group >= 2, "num_generations", group, "at least 2: an advantage compares a group's completions"
+        )
+        set_by = "per_device_train_batch_size"
+        if self.generation_batch_size is not None:
+            set_by = "generation_batch_size"
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            batch = self.generation_batch_size
+            if batch is None or batch % group == 0:
+                raise
+            raise InputError(
+                f"num_generations: got {group}, expected a divisor of generation_batch_size, which is {batch}"
+                f"{_nearest_divisors(batch, group)}; or set {set_by} to a multiple of {group}"
+            ) from error
 
     @property
     def forks(self) -> bool:
@@ -112,6 +138,10 @@ class LambdaGRPOConfig(GRPOConfig):
             return None
         depths: Any = self.branch_depths
         factors: Any = self.branch_factors
+        if factors is None:
+            raise InputError(f"branch_depths {depths} need branch_factors, one for each depth, such as 2")
+        if depths is None:
+            raise InputError(f"branch_factors {factors} need branch_depths, one for each factor, such as 8")
         return BranchPlan(depths, factors)
 
     def fork_chooser(self) -> ForkChooser | None:
@@ -185,6 +215,18 @@ class LambdaGRPOConfig(GRPOConfig):
         if self.off_policy_mask_threshold is not None:
             return f"off_policy_mask_threshold={self.off_policy_mask_threshold}"
         return ""
+
+
+def _nearest_divisors(batch: int, group: int) -> str:
+    """The next smaller and the next larger size of a group that fills a batch, for a message.
+
+    >>> _nearest_divisors(256, 5), _nearest_divisors(8, 16), _nearest_divisors(7, 2), _nearest_divisors(1, 8)
+    (', such as 4 or 8', ', such as 8', ', such as 7', '')
+    """
+    below = [size for size in range(2, group) if batch % size == 0][-1:]
+    above = [size for size in range(group + 1, batch + 1) if batch % size == 0][:1]
+    near = " or ".join(map(str, below + above))
+    return f", such as {near}" if near else ""
 
 
 def _as_numbers(depths: Any) -> Any:
