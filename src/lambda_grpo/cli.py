@@ -8,13 +8,19 @@ import tempfile
 import textwrap
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lambda_grpo import __version__
 from lambda_grpo.credit import CREDITS
-from lambda_grpo.errors import InputError, LambdaGRPOError, missing_extra, printable, unknown_name
+from lambda_grpo.errors import (
+    InputError,
+    LambdaGRPOError,
+    did_you_mean,
+    missing_extra,
+    printable,
+    unknown_name,
+)
 
 if TYPE_CHECKING:
     from lambda_grpo.training.options import TrainSettings
@@ -127,11 +133,9 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 
 def _unrecognised(parser: argparse.ArgumentParser, rest: Sequence[str]) -> str:
     """What is said of arguments that a parser does not know, with the option that is nearest to the first."""
-    said = printable(f"unrecognized arguments: {' '.join(rest)}")
     options = [option for action in parser._actions for option in action.option_strings]
     given = next((each.partition("=")[0] for each in rest if each.startswith("-")), "")
-    near = get_close_matches(given, options, n=1)
-    return f"{said}: did you mean {near[0]!r}?" if near else said
+    return printable(f"unrecognized arguments: {' '.join(rest)}") + did_you_mean(given, options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

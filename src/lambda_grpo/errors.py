@@ -34,10 +34,19 @@ def unknown_name(kind: str, name: str, known: Iterable[str], listed_by: str = ""
     unknown credit 'lamda_grpo': did you mean 'lambda_grpo'? Known: grpo, lambda_grpo
     """
     known = sorted(known)
-    near = get_close_matches(name, known, n=1)
-    hint = f": did you mean {near[0]!r}?" if near else "."
+    hint = did_you_mean(name, known) or "."
     every = f"`{listed_by}` lists all {len(known)}" if listed_by else f"Known: {', '.join(known)}"
     return InputError(f"unknown {kind} {name!r}{hint} {every}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """How a message goes on if a `name` is near a known one; else nothing.
+
+    >>> did_you_mean("--corect-at", ["--correct-at", "--groups"]), did_you_mean("x", ["--groups"])
+    (": did you mean '--correct-at'?", '')
+    """
+    near = get_close_matches(name, list(known), n=1)
+    return f": did you mean {near[0]!r}?" if near else ""
 
 
 def missing_extra(package: str, extra: str) -> InputError:

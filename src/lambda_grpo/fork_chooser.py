@@ -108,9 +108,10 @@ class ForkChooser:
             telling = values[np.isfinite(values).all(axis=1) & (values != values[:, :1]).any(axis=1)]
             found = variance_components(telling, plan)
             # A batch gives few records, however large it is: else it drives out what other depths showed.
-            for part in np.array_split(found, min(len(found), TRIED_GROUPS)) if len(found) else ():
-                between, *within = part.mean(axis=0).tolist()
-                self._records.append((plan.depths[0], between, sum(within)))
+            for part in np.array_split(found, TRIED_GROUPS):
+                if len(part):
+                    between, *within = part.mean(axis=0).tolist()
+                    self._records.append((plan.depths[0], between, sum(within)))
         self.plan = self._choose()
 
     def state(self) -> dict[str, Any]:

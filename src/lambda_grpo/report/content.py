@@ -27,9 +27,10 @@ from lambda_grpo.rollouts import Group, RolloutReader
 from lambda_grpo.training.run_folder import without_nan
 from lambda_grpo.tree import ProcessTree
 
-SCHEMA = "lambda-grpo/report/1"
+_KIND = "lambda-grpo/report/"
+SCHEMA = f"{_KIND}1"
 
-BEGINNING = b'{"schema":"lambda-grpo/report/'
+BEGINNING = f'{{"schema":"{_KIND}'.encode()
 """How the JSON file of a report begins, of whatever version."""
 
 _DIGITS = 9  # of each number
