@@ -23,7 +23,7 @@ def packed_of(groups: Groups) -> PackedTree:
 
 def loss_of(logps: torch.Tensor) -> torch.Tensor:
     """Token-wise in part and, as GSPO's, of whole completions in part."""
-    weights = torch.linspace(-1, 1, logps.numel(), dtype=logps.dtype).view(logps.shape)
+    weights = torch.linspace(-1, 1, logps.numel(), dtype=logps.dtype, device=logps.device).view(logps.shape)
     return (weights * logps).sum() + logps.mean(dim=1).exp().sum()
 
 
