@@ -1,6 +1,6 @@
 """A process tree, or a credit, as an inline SVG for a notebook: plain elements, no script and no style sheet.
 
-Rows are completions. A block is a process step: as wide as its tokens, as high as the completions that share
+Rows are completions. A box is a process step: as wide as its tokens, as high as the completions that share
 it. Its colour is its push, Σ over λ of weight × advantage: blue up, orange down, by the square root of its
 size, so that small pushes can be told from none. A step whose push changes from token to token is cut there.
 A shared step also shows its push as a number, if it is wide enough.

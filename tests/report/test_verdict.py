@@ -79,7 +79,15 @@ def test_what_all_share_cancels_and_is_said(tmp_path: Path) -> None:
     assert found["sentences"][0].endswith(
         "; 25% of the push lies on beginnings that all completions share, where it cancels anyway."
     )
-    assert found["sentences"][1].startswith("The hidden process reward model is trivial:")
+    assert "is trivial: no completion passes an intermediate step (shared is the" in found["sentences"][1]
+
+
+def test_equal_completions_are_shared_in_a_flat_group(tmp_path: Path) -> None:
+    found = opening(write_jsonl(tmp_path / "r.jsonl", rows([[5], [5], [6], [7]], [1, 1, 0, 0])))
+    assert found["change"] == "much"
+    assert "is trivial: no completion passes an intermediate step (shared is the" in found["sentences"][1]
+    found = opening(write_jsonl(tmp_path / "s.jsonl", rows([[5], [6], [7]], [1, 0, 0])))
+    assert "no completion passes an intermediate step;" in found["sentences"][1]
 
 
 def test_the_trend_is_said(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ const Pair = (() => {
     const first = problem.groups.findIndex((met, run) => met && groups.has(key(data.runs[run].name, met)));
     const prompt = groups.get(key(data.runs[first].name, problem.groups[first])).prompt;
     const place = shown.indexOf(problem);
-    at("pair-note").textContent = `Problem ${place + 1} of ${shown.length} that are shown in full. All trees have the same scale of tokens and of colours. Click a block to read a completion.`;
+    at("pair-note").textContent = `Problem ${place + 1} of ${shown.length} that are shown in full. All trees have the same scale of tokens and of colours. Click a box to read a completion.`;
     Show.append(Object.assign(at("pair-prompt"), { textContent: "" }), Show.cut(prompt, FOLD) || "(the file holds no prompt)");
     const scales = common();
     cards = data.runs.map((_, run) => card(run, problem.groups[run], scales));

@@ -100,7 +100,10 @@ def _depth(means: Mapping[str, Any], flat_groups: int) -> str:
     if math.isnan(depth):
         return "There is no hidden process reward model, because no completion has a token"
     if flat_groups == groups:
-        return "The hidden process reward model is trivial: no completion passes an intermediate step"
+        shared = " (shared is the beginning of all, or a whole completion)" if means["shared_tokens"] else ""
+        return (
+            f"The hidden process reward model is trivial: no completion passes an intermediate step{shared}"
+        )
     return (
         f"The hidden process reward model is {_word(depth, _DEPTHS)}: a completion passes {number(depth)} "
         f"intermediate steps on average, and {percent(means['intermediate_proportion'])} of its tokens lie "
