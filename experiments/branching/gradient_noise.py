@@ -15,9 +15,13 @@ each completion is compared with the mean of the others, and E t is the policy g
     cosine      of E x and E t
 
 A biased arm may have less variance because its gradient is shorter: then the noise tells, or the scale.
+
+The gradient of a large model is folded into `FOLDED` sums of its entries with random signs (a count sketch,
+Charikar, Chen & Farach-Colton 2002). That keeps inner products in expectation; the error of one is about
+‖x‖ ‖y‖ / sqrt(FOLDED).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +45,8 @@ Floats = NDArray[Any]
 BASELINE = "chains-grpo"
 CREDITS = {False: ("grpo", "lambda_grpo"), True: ("grpo", "lambda_grpo", "branch")}
 RESAMPLES = 2000
+FOLDED = 2**16
+LARGEST_WHOLE = 10**6  # weights of a model whose gradients are kept as they are
 
 
 @dataclass(frozen=True)
@@ -66,15 +72,15 @@ def measure(setup: Setup) -> dict[str, Any]:
     task = Asked(get_task(setup.task), PromptFormat(), tokenizer)
     problems = task.problems("train", setup.groups, seed=0)
     gradients: dict[str, Floats] = {}
+    folds = Folds.of(sum(parameter.numel() for parameter in model.parameters()))
     drawn = {forks: draw(model, tokenizer, task, problems, setup, forks) for forks in CREDITS}
     with console.progress("Gradients") as shown:
         for forks, credits in CREDITS.items():
             rows = []
             for i in range(setup.groups):
                 shown(i + forks * setup.groups, 2 * setup.groups)
-                rows.append(
-                    gradients_of(model, drawn[forks], i, setup.plan if forks else None, setup.temperature)
-                )
+                own = gradients_of(model, drawn[forks], i, setup.plan if forks else None, setup.temperature)
+                rows.append([folds.folded(gradient) for gradient in own])
             for of, column in zip(credits, zip(*rows, strict=True), strict=True):
                 gradients[arm_name(forks, of)] = np.stack(column)
         shown(2 * setup.groups, 2 * setup.groups)
@@ -121,18 +127,42 @@ def coefficients(tree: ProcessTree, rewards: Floats, plan: BranchPlan | None) ->
     return [each.weighted for each in given]
 
 
+@dataclass(frozen=True, eq=False)
+class Folds:
+    """The random signs by which gradients are folded; None: they are kept whole."""
+
+    signs: torch.Tensor | None
+
+    @classmethod
+    def of(cls, weights: int) -> "Folds":
+        """For a model of so many weights."""
+        if weights <= LARGEST_WHOLE:
+            return cls(None)
+        drawn = torch.randint(2, (weights,), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+        return cls(2 * drawn - 1)
+
+    def folded(self, gradient: torch.Tensor) -> Floats:
+        """(weights,) → (FOLDED,): each entry with its sign, entries a multiple of FOLDED apart summed."""
+        if self.signs is None:
+            return np.asarray(gradient.numpy())
+        signed = torch.nn.functional.pad(gradient * self.signs, (0, -len(gradient) % FOLDED))
+        return np.asarray(signed.view(-1, FOLDED).sum(dim=0).numpy())
+
+
 def gradients_of(
     model: Any, drawn: Drawn, i: int, plan: BranchPlan | None, temperature: float
-) -> list[Floats]:
+) -> Iterator[torch.Tensor]:
     """One gradient per credit, flat, of group i."""
+    if np.ptp(drawn.rewards[i]) == 0:
+        nothing = torch.zeros(sum(parameter.numel() for parameter in model.parameters()))
+        yield from [nothing] * len(CREDITS[plan is not None])
+        return
     tree = ProcessTree.build(drawn.completions[i])
     logps = tree_logps(model, pack(drawn.prompts[i], tree), temperature=temperature)
-    found = []
     for given in coefficients(tree, drawn.rewards[i], plan):
         scaled = torch.from_numpy(given / len(given)).to(logps.dtype)
         parts = torch.autograd.grad(logps, list(model.parameters()), scaled, retain_graph=True)
-        found.append(torch.cat([part.flatten() for part in parts]).numpy())
-    return found
+        yield torch.cat([part.flatten() for part in parts])
 
 
 @np.errstate(invalid="ignore", divide="ignore")  # a figure that cannot be told is left out

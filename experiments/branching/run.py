@@ -22,7 +22,7 @@ from experiments.common import resumable_runs
 from lambda_grpo import console
 
 RESUMES_FROM = resumable_runs.FILE
-_NOT_SHARED = ("arms", "seeds")
+_NOT_SHARED = ("arms", "seeds", "groups")
 
 
 def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
@@ -42,7 +42,9 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
         identity = wanted[i]
         return training_run.train(by_name[identity["task"]], arms[identity["arm"]], identity["seed"])
 
-    measured = [{"gradient_of": name} for name, setup in by_name.items() if setup.groups]
+    measured = [
+        {"gradient_of": name, "groups": setup.groups} for name, setup in by_name.items() if setup.groups
+    ]
     noises = resumable_runs.complete(
         output,
         measured,

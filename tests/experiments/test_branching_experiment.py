@@ -149,6 +149,21 @@ def test_noise_scale_and_direction_of_made_up_gradients() -> None:
     assert low < 4 < high < low * 1.3
 
 
+def test_folded_gradients_keep_their_inner_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient_noise, "LARGEST_WHOLE", 10)
+    monkeypatch.setattr(gradient_noise, "FOLDED", 4096)
+    random = torch.Generator().manual_seed(1)
+    common = torch.randn(30_001, generator=random)
+    x, y = (common + torch.randn(30_001, generator=random) for _ in range(2))
+    folds = gradient_noise.Folds.of(30_001)
+    ours = np.stack([folds.folded(gradient) for gradient in (x, y, x + y)])
+    assert ours.shape == (3, 4096)
+    products, whole = ours @ ours.T, torch.stack([x, y, x + y])
+    np.testing.assert_allclose(products, whole @ whole.T, rtol=5 * 4096**-0.5)
+    np.testing.assert_allclose(ours[2], ours[0] + ours[1], atol=1e-4)
+    np.testing.assert_array_equal(gradient_noise.Folds.of(3).folded(x[:3]), x[:3])
+
+
 def test_the_gradient_of_a_group_is_that_of_plain_rows(quick_policy: None) -> None:
     """A forked group, packed, against one row per completion."""
     from lambda_grpo import console
@@ -157,7 +172,8 @@ def test_the_gradient_of_a_group_is_that_of_plain_rows(quick_policy: None) -> No
     plan = BranchPlan((2,), (2,))
     completions = [[5, 6, 7], [5, 6, 8, 1], [9, 6, 1], [9, 6, 1]]
     drawn = Drawn([[9], [4, 5]], [[[5]], completions], np.array([[0, 0, 0, 0], [1.0, 0, 0, 0]]), 0)
-    found = gradient_noise.gradients_of(model, drawn, 1, plan, 0.8)
+    assert [float(g.abs().max()) for g in gradient_noise.gradients_of(model, drawn, 0, plan, 0.8)] == [0] * 3
+    found = list(gradient_noise.gradients_of(model, drawn, 1, plan, 0.8))
     assert len(found) == 3
     credits = gradient_noise.coefficients(ProcessTree.build(completions), drawn.rewards[1], plan)
     for gradient, given in zip(found, credits, strict=True):
