@@ -49,7 +49,7 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
         output,
         measured,
         shared,
-        lambda i: gradient_noise.measure(by_name[measured[i]["gradient_of"]]),
+        lambda i: gradient_noise.measure(by_name[str(measured[i]["gradient_of"])]),
         _quiet,
     )
     with console.progress("Runs") as shown:

@@ -32,7 +32,7 @@ from lambda_grpo import InputError
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer, packing, packing_trial
 from lambda_grpo.engines.trl.packing import TreePacking, whole_groups
 from lambda_grpo.engines.trl.packing_trial import Trial
-from lambda_grpo.packing import PackedTree, tree_logps_and_entropies
+from lambda_grpo.packing import PackedTree, proof, tree_logps_and_entropies
 from lambda_grpo.packing.attention import TreeLayout
 from lambda_grpo.packing.cost import Calibration, WayCost
 
@@ -41,6 +41,7 @@ LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=Fa
 
 def assert_equals_plain_rows(trainer: Any, tolerance: float = 1e-5) -> list[dict[str, Any]]:
     """Loss and gradients of every micro-batch, packed and not; and the passes that made the batch, repeated."""
+    trainer._learned = {"reason": ""}  # so the passes that make the batch are packed too
     batches = micro_batches(trainer)
     for batch in batches:
         found = []
@@ -122,10 +123,10 @@ def test_old_and_reference_passes_are_packed_too(tmp_path: Path, monkeypatch: py
     )  # fmt: skip
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 2
+    trainer._learned = {"reason": ""}
     batch = trainer._prepare_inputs([{"prompt": prompt} for prompt in PROMPTS for _ in range(GROUP)])
     shapes = [tuple(args[2].shape) for args in plain_calls]
-    assert shapes.count((3, 7)) == 4  # the probe's two passes, of the policy and of the reference
-    assert len(shapes) == 5  # and the policy's plain rows on the first micro-batch
+    assert shapes == [(3, 7)] * 4  # the probe's two passes, of the policy and of the reference
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     real = batch["completion_mask"].bool()
@@ -203,18 +204,17 @@ def test_training_on_and_off_ends_at_the_same_weights(
     assert_close(trained[0], trained[1], 1e-9)
 
 
-def planted(folder: Path, rows: float, tree: float) -> None:
-    """A calibration that says how much slower than guessed either way is."""
-    found = Calibration(1e10, WayCost(factor=rows), WayCost(factor=tree))
-    folder.mkdir(parents=True, exist_ok=True)
-    learned = {"reason": "", "calibration": found.as_numbers()}
-    (folder / "machine_speed_0.json").write_text(json.dumps(learned))
+def plant(trainer: Any, rows: float, tree: float, reason: str = "") -> None:
+    """An earlier trial in the run's folder, which says how much slower than guessed either way is."""
+    found = Calibration(1e10, WayCost(factor=rows), WayCost(factor=tree)).as_numbers()
+    learned = {"circumstances": trainer._circumstances(), "reason": reason, "calibration": found}
+    (Path(trainer.args.output_dir) / "machine_speed_0.json").write_text(json.dumps(learned))
 
 
 @pytest.mark.parametrize(("rows", "tree", "packed"), [(100.0, 1.0, 1), (1.0, 100.0, 0)])
 def test_auto_packs_what_pays(tmp_path: Path, rows: float, tree: float, packed: int) -> None:
-    planted(tmp_path, rows, tree)
     trainer = make_trainer(tmp_path, tree_packing="auto", max_steps=1)
+    plant(trainer, rows, tree)
     trainer.train()
     assert trainer.state.log_history[0]["tree/packed"] == packed
 
@@ -233,6 +233,99 @@ def test_what_auto_learns_is_written_down_and_believed(
     monkeypatch.setattr(Trial, "proof", lambda *_: pytest.fail("proved again"))
     make_trainer(tmp_path, tree_packing="auto", max_steps=1, beta=0.1).train()
     assert json.loads(path.read_text()) == learned
+
+
+def test_what_was_learned_elsewhere_is_not_believed(tmp_path: Path) -> None:
+    """TRL's default output_dir is the same for all scripts, so another model's trial may lie there."""
+    earlier = make_trainer(tmp_path, tree_packing="on", max_steps=1)
+    plant(earlier, 1.0, 1.0, reason="packed log-probs are 3 off")
+    later = make_trainer(tmp_path, model=gpt2_float64().float(), tree_packing="on", max_steps=1)
+    later.train()
+    assert later.state.log_history[0]["tree/packed"] == 1
+    learned = json.loads((tmp_path / "machine_speed_0.json").read_text())
+    assert learned["circumstances"]["model"] == "GPT2LMHeadModel"
+    assert learned["reason"] == ""
+
+
+ACCUMULATED = {"per_device_train_batch_size": 6, "steps_per_generation": 4, "gradient_accumulation_steps": 4}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_iterations": 2},
+        {"beta": 0.1},
+        {"beta": 0.1, "peft_config": LORA},
+    ],
+    ids=["old", "reference", "LoRA"],
+)
+def test_the_trial_runs_as_updates_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """One micro-batch, with gradients, under gradient checkpointing: old and reference passes come first."""
+    seen = []
+
+    def outcome(score: Any, real: torch.Tensor, parameters: list[torch.Tensor]) -> Any:
+        found = proof.outcome(score, real, parameters)
+        checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in trainer.model.modules())
+        seen.append((len(real), len(found.gradients) > 0, checkpointing, trainer.model.training))
+        return found
+
+    monkeypatch.setattr(packing_trial, "outcome", outcome)
+    monkeypatch.setattr(packing_trial, "_ALL_SECONDS", 0.0)
+    adapters = {name: value for name, value in settings.items() if name == "peft_config"}
+    others = {name: value for name, value in settings.items() if name != "peft_config"}
+    others |= ACCUMULATED | {"gradient_checkpointing": True, "max_steps": 1}
+    trainer = make_trainer(tmp_path, tree_packing="auto", trainer_kwargs=adapters, **others)
+    trainer.train()
+    assert len(seen) > 6
+    assert max(rows for rows, *_ in seen) <= 6
+    assert all(all(rest) for _, *rest in seen)
+
+
+def test_the_trial_keeps_to_tokens_per_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = []
+    packed_pass = TreePacking._packed_pass
+
+    def counted(self: Any, model: Any, tree: PackedTree) -> Any:
+        lengths.append((len(tree.index), tree.num_tokens))
+        return packed_pass(self, model, tree)
+
+    monkeypatch.setattr(TreePacking, "_packed_pass", counted)
+    make_trainer(tmp_path, tree_packing="auto", tokens_per_pass=20, max_steps=1).train()
+    assert max(tokens for rows, tokens in lengths if rows > 1) <= 20
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("out of resource: shared memory"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        MemoryError(),
+    ],
+    ids=["kernel", "device", "Python"],
+)
+def test_a_trial_that_fails_leaves_the_rows_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """As FlexAttention's backward may fail where its forward, which the probe has tried, does not."""
+    monkeypatch.setattr(packing, "tree_logps_and_entropies", failing_at(2, error))
+    trainer = make_trainer(tmp_path, tree_packing="auto", max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["tree/packed"] == 0
+    assert f"the trial failed: {type(error).__name__}" in caplog.text
+
+
+def test_without_memory_for_an_exact_pass_packed_rows_are_compared_with_plain_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(packing_trial, "exact_outcome", fail)
+    trainer = make_trainer(tmp_path, tree_packing="on", max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["tree/packed"] == 1
 
 
 def test_the_time_of_packing_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,8 +351,9 @@ def test_the_time_of_packing_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_what_auto_packs_is_the_same_after_resuming(tmp_path: Path) -> None:
     """Wherever the process that goes on runs: the checkpoint holds what was learned."""
     settings = {"tree_packing": "auto", "save_strategy": "steps", "save_steps": 1}
-    planted(tmp_path, rows=1.0, tree=100.0)
-    make_trainer(tmp_path, max_steps=1, **settings).train()
+    trainer = make_trainer(tmp_path, max_steps=1, **settings)
+    plant(trainer, rows=1.0, tree=100.0)
+    trainer.train()
     (tmp_path / "machine_speed_0.json").unlink()
     resumed = make_trainer(tmp_path, max_steps=2, **settings)
     resumed.train(resume_from_checkpoint=True)
@@ -445,7 +539,7 @@ NO_MEMORY = RuntimeError(
     "error", [torch.OutOfMemoryError("CUDA out of memory."), NO_MEMORY, MemoryError(), DistBackendError("gone")],
     ids=["device", "CPU", "Python", "ranks"],
 )  # fmt: skip
-@pytest.mark.parametrize("call", [1, 2], ids=["probe", "training"])
+@pytest.mark.parametrize("call", [1, 3], ids=["probe", "training"])
 def test_memory_and_lost_ranks_say_nothing_about_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, call: int
 ) -> None:
@@ -456,9 +550,9 @@ def test_memory_and_lost_ranks_say_nothing_about_the_model(
 
 
 def test_an_error_in_a_packed_pass_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The probe went well; to go on with plain rows on this rank alone would leave the others waiting."""
+    """Probe and trial went well; to go on plainly on this rank alone would leave the others waiting."""
     error = RuntimeError("planted")
-    monkeypatch.setattr(packing, "tree_logps_and_entropies", failing_at(2, error))
+    monkeypatch.setattr(packing, "tree_logps_and_entropies", failing_at(3, error))
     with pytest.raises(RuntimeError, match="planted") as raised:
         make_trainer(tmp_path, tree_packing="on").train()
     assert raised.value is error
@@ -497,6 +591,7 @@ def test_evaluation_packs(tmp_path: Path) -> None:
     trainer = make_trainer(
         tmp_path, tree_packing="on", num_generations_eval=2, per_device_eval_batch_size=4, beta=0.1
     )
+    trainer._learned = {"reason": ""}
     metrics = trainer.evaluate(Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]))
     assert "eval_loss" in metrics
     assert "eval_tree/packed" not in metrics  # only updates are counted

@@ -239,4 +239,6 @@ def now(device: torch.device) -> float:
     """Seconds of a clock, once the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()

@@ -3,8 +3,8 @@
 `TreePacking` is `GRPOTrainer` with two changes; `off` is TRL to the bit.
 
 1. `_get_per_token_logps_and_entropies`, which serves all three passes, packs a micro-batch if that pays, by
-   what was timed on the first one (`packing_trial.py`). Losses see the same
-   (B, T) log-probs and entropies as before, so all of TRL's go on working.
+   what was timed on the first one that has a gradient (`packing_trial.py`); passes before it run plainly.
+   Losses see the same (B, T) log-probs and entropies as before, so all of TRL's go on working.
 2. TRL shuffles the rows of a generation batch before it cuts micro-batches from it; here whole groups are
    shuffled, because only rows that run together can share tokens.
 
@@ -17,6 +17,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,7 +26,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 
 from lambda_grpo.engines.trl.checkpoint_state import KeepsState
-from lambda_grpo.engines.trl.packing_probe import why_not_packed
+from lambda_grpo.engines.trl.packing_probe import OWN_WAYS, why_not_packed
 from lambda_grpo.engines.trl.packing_trial import Trial, works
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing import PackedTree, tree_logps_and_entropies
@@ -104,6 +105,8 @@ class TreePacking(KeepsState):
             self._give_up(f"{name} cannot be packed")
         if compute_aux_loss:
             self._give_up("a mixture of experts' auxiliary loss counts every token as often as it occurs")
+        if self._learned is None and not torch.is_grad_enabled():
+            return plain()
         rows = PaddedRows(input_ids, attention_mask, logits_to_keep)
         trees = self._pack(rows, batch_size or len(input_ids))
         packable = bool(trees) and self._supports(model, trees)
@@ -206,7 +209,7 @@ class TreePacking(KeepsState):
         return bool(self.accelerator.device.type == "cuda")
 
     def _learn(self, packable: bool, rows: PaddedRows, plain_pass: Any) -> None:
-        """On the first micro-batch that all ranks can pack: prove packing right here, and time both ways.
+        """On the first update that all ranks can pack: prove packing right here, and time both ways.
 
         What is learned goes into the run folder at once. So a run that is killed before its first checkpoint,
         and begins anew, packs the same micro-batches.
@@ -214,20 +217,40 @@ class TreePacking(KeepsState):
         if self._learned is not None:
             return
         rows = rows.answered()
-        if not all(gather_object([packable and len(rows.ids) > 0])):
+        ready, off = zip(*gather_object([(packable and len(rows.ids) > 0, self._unpackable)]), strict=True)
+        if any(off):  # for all ranks and for good
+            self._unpackable, self._learned = True, {"reason": ""}
+        if not all(ready):
             return
         path = Path(self.args.output_dir) / f"machine_speed_{self.accelerator.process_index}.json"
         found = json.loads(path.read_text()) if path.exists() else {}
-        if not all(gather_object(["reason" in found])):
+        circumstances = self._circumstances()
+        if not all(gather_object([found.get("circumstances") == circumstances])):
             if not self._proves(self.model, plain_pass):
                 return
-            found = self._try_out(rows, plain_pass)
+            found = {"circumstances": circumstances} | self._try_out(rows, plain_pass)
             path.parent.mkdir(parents=True, exist_ok=True)
             run_folder.write_json(path, found)
         self._learned = found
         reason = next(filter(None, gather_object([found["reason"]])), "")
         if reason:
             self._give_up(reason)
+
+    def _circumstances(self) -> dict[str, Any]:
+        """What a trial holds for: another run in the same folder may have another model, say."""
+        model, device = inner_model(self.model), self.accelerator.device
+        return {
+            "model": type(model).__name__,
+            "weights": sum(parameter.numel() for parameter in model.parameters()),
+            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "dtype": str(model.dtype),
+            "mixed_precision": self.accelerator.mixed_precision,
+            "attention": str(model.config._attn_implementation),
+            "gradient_checkpointing": self.args.gradient_checkpointing,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "tree_packing": self.args.tree_packing,
+            **{name: version(name) for name in ("torch", "transformers", "lambda-grpo")},
+        }
 
     def _try_out(self, rows: PaddedRows, plain_pass: Any) -> dict[str, Any]:
         model = self.model
@@ -239,21 +262,36 @@ class TreePacking(KeepsState):
             packed=lambda tree: self._packed_pass(model, tree)[0],
             temperature=self.temperature,
             differentiable=not sharded and not (self.args.gradient_checkpointing and reentrant),
+            limit=self.args.tokens_per_pass,
             agreed=lambda number: max(gather_object([number])),
         )
-        reason, speed = "", Calibration(1.0)
-        try:
-            proof = trial.proof(rows)
-            reason = "" if proof.holds else str(proof)
-        except InputError as error:
-            reason = str(error)
+        speed = Calibration(1.0)
+        proof, reason = self._tried(partial(trial.proof, rows), sharded)
+        if proof is not None and not proof.holds:
+            reason = str(proof)
         # If it is wrong on one rank, none times anything: ranks that share weights must run the same passes.
         if self.args.tree_packing == "auto" and not any(gather_object([reason])):
-            try:
-                speed = trial.calibration(rows, self._in_blocks)
-            except InputError as error:
-                reason = str(error)
+            timed, reason = self._tried(partial(trial.calibration, rows, self._in_blocks), sharded)
+            speed = timed or speed
         return {"reason": reason, "calibration": speed.as_numbers()}
+
+    @staticmethod
+    def _tried(part: Callable[[], Any], sharded: bool) -> tuple[Any, str]:
+        """What a part of the trial found, and ""; or None and why it failed.
+
+        Raises:
+            Exception: ranks have lost each other, or share weights and so wait for this one.
+        """
+        try:
+            return part(), ""
+        except InputError as error:
+            return None, str(error)
+        except torch.distributed.DistError:
+            raise
+        except (MemoryError, *OWN_WAYS) as error:  # RuntimeError: also a device's memory, a kernel
+            if sharded:
+                raise
+            return None, f"the trial failed: {type(error).__name__}: {error}"
 
     def _give_up(self, reason: str) -> None:
         if not self._unpackable:  # on whichever process it was: all of them run plainly then

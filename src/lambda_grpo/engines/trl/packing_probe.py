@@ -30,7 +30,7 @@ _ROWS = [
 _WIDTH = 4  # of the completions
 _WIDE, _NARROW = 1e-2, 0.25  # mean difference of log-probs that rounding may make: float32 and up, or 16 bits
 # Not memory (torch's own error is a RuntimeError, so it is told apart below), nor what ends a program.
-_OWN_WAYS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+OWN_WAYS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 PackedPass = Callable[[PackedTree], Tensor]
 PlainPass = Callable[[Tensor, Tensor, int], Tensor]
@@ -59,7 +59,7 @@ def why_not_packed(packed: PackedPass, plain: PlainPass, vocabulary: int, like: 
             tree = packed(pack_rows(ids, mask, _WIDTH))
     except (torch.OutOfMemoryError, torch.distributed.DistError):
         raise
-    except _OWN_WAYS as error:
+    except OWN_WAYS as error:
         if should_reduce_batch_size(error):
             raise
         return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"

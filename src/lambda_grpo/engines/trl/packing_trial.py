@@ -17,6 +17,7 @@ from torch import Tensor
 from lambda_grpo.packing import PackedTree
 from lambda_grpo.packing.cost import Calibration, WayCost, flops_per_second, now, row_work, tree_work
 from lambda_grpo.packing.proof import (
+    Outcome,
     PaddedRows,
     Proof,
     exact_outcome,
@@ -46,6 +47,7 @@ class Trial:
         plain, packed: as the run computes them.
         temperature: of sampling.
         differentiable: False where gradients cannot be asked for: sharded weights, reentrant checkpoints.
+        limit: the most tokens of a packed row, as `pack_rows_within` has it; 0: no limit.
         agreed: makes a number the same on all ranks, because all run equally many passes.
     """
 
@@ -54,11 +56,13 @@ class Trial:
     packed: PackedPass
     temperature: float
     differentiable: bool
+    limit: int = 0
     agreed: Callable[[int], int] = int
 
     def proof(self, rows: PaddedRows) -> Proof:
         """Compare packed with plain rows, on as many as `_PROOF_TOKENS` allow, two at least."""
         rows = rows.first(_count_within(rows, _PROOF_TOKENS.get(rows.ids.device.type, 4096)))
+        rows = _fitting(rows, self.limit)
         names = some_parameters(self.model) if self.differentiable else []
         parameters = parameters_of(self.model, names)
         tree = pack_rows(rows.ids, rows.mask, rows.width)
@@ -66,16 +70,39 @@ class Trial:
             plain = outcome(partial(self.plain, rows), rows.real, parameters)
             packed = outcome(partial(self.packed, tree), rows.real, parameters)
             names = names if plain.gradients else []
-            exact = exact_outcome(self.model, rows, self.temperature, names) if self.differentiable else None
+            exact = self._exact(rows, names) if self.differentiable else None
         return prove(plain, packed, exact)
+
+    def _exact(self, rows: PaddedRows, names: Sequence[str]) -> Outcome | None:
+        """None also where its logits, of a whole row and vocabulary, do not fit into memory."""
+        try:
+            return exact_outcome(self.model, rows, self.temperature, names)
+        except torch.OutOfMemoryError:
+            return None
 
     def calibration(self, rows: PaddedRows, in_blocks: bool) -> Calibration:
         """Time both ways, packed rows also as if nothing were shared."""
+        try:
+            rate, updates = self._updates(rows, in_blocks)
+            first = self._round(updates)
+        except Exception:
+            self.agreed(0)  # the other ranks ask this one too
+            raise
+        seconds = self._fastest(updates, first)
+        fitted = {}
+        for way in ("rows", "tree"):
+            timed = [(u.guess, took) for u, took in zip(updates, seconds, strict=True) if u.way == way]
+            fitted[way] = WayCost.fitted([guess for guess, _ in timed], [took for _, took in timed])
+        return Calibration(rate, **fitted)
+
+    def _updates(self, rows: PaddedRows, in_blocks: bool) -> tuple[float, list["_Update"]]:
+        """The rate of a matrix product here, and what is timed."""
         kind, dtype = rows.ids.device.type, self.model.dtype
         rate = flops_per_second(torch.get_num_threads(), kind, torch.float32 if kind == "cpu" else dtype)
         config, parts = self.model.config.get_text_config(), self._parts(rows, rate)
         updates: list[_Update] = []
         for part, share in [(part, True) for part in parts] + [(parts[-1], False)]:
+            part = _fitting(part, self.limit, share)
             tree = pack_rows(part.ids, part.mask, part.width, share=share)
             plain, packed = works(tree, config, part.ids.numel(), in_blocks)
             updates.append(
@@ -83,12 +110,7 @@ class Trial:
             )
             if share:
                 updates.append(_Update("rows", plain.parts(rate), part, partial(self.plain, part)))
-        seconds = self._fastest(updates)
-        fitted = {}
-        for way in ("rows", "tree"):
-            timed = [(u.guess, took) for u, took in zip(updates, seconds, strict=True) if u.way == way]
-            fitted[way] = WayCost.fitted([guess for guess, _ in timed], [took for _, took in timed])
-        return Calibration(rate, **fitted)
+        return rate, updates
 
     def _pack_and_run(self, rows: PaddedRows, share: bool) -> Tensor:
         """As training does it, where each micro-batch is packed and planned once."""
@@ -105,14 +127,14 @@ class Trial:
             count = max(count // 2, 2)
         return [rows.first(max(count // 2, 1)), rows.first(count)]
 
-    def _fastest(self, updates: Sequence["_Update"]) -> list[float]:
+    def _fastest(self, updates: Sequence["_Update"], first: list[float]) -> list[float]:
         """Seconds of each update, the least of several rounds, so that other work counts less."""
-        started = now(updates[0].rows.ids.device)
-        rounds = [[self._seconds(update) for update in updates]]
-        first = now(updates[0].rows.ids.device) - started
-        more = self.agreed(int(min(max(_ALL_SECONDS / first, 1), _MOST_ROUNDS)))
-        rounds += [[self._seconds(update) for update in updates] for _ in range(more)]
+        more = self.agreed(int(min(max(_ALL_SECONDS / sum(first), 1), _MOST_ROUNDS)))
+        rounds = [first, *(self._round(updates) for _ in range(more))]
         return [min(times) for times in zip(*rounds, strict=True)]
+
+    def _round(self, updates: Sequence["_Update"]) -> list[float]:
+        return [self._seconds(update) for update in updates]
 
     def _seconds(self, update: "_Update") -> float:
         parameters = [p for p in self.model.parameters() if p.requires_grad] if self.differentiable else []
@@ -139,6 +161,17 @@ def works(tree: PackedTree, config: Any, padded: int, in_blocks: bool) -> tuple[
     On a CPU TRL projects every position onto the vocabulary; on a device those of completions only.
     """
     return row_work(tree, config, None if in_blocks else padded), tree_work(tree, config, in_blocks)
+
+
+def _fitting(rows: PaddedRows, limit: int, share: bool = True) -> PaddedRows:
+    """The first rows, as many as one packed row of `limit` tokens holds; one at least. 0: all of them."""
+    count = len(rows.ids)
+    while limit and count > 1:
+        part = rows.first(count)
+        if pack_rows(part.ids, part.mask, part.width, share=share).num_tokens <= limit:
+            break
+        count //= 2
+    return rows.first(count)
 
 
 def _count_within(rows: PaddedRows, tokens: int) -> int:
