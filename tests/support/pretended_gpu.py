@@ -107,6 +107,7 @@ def pretended_gpu() -> Iterator[None]:
         for name in ("_lazy_init", "synchronize", "empty_cache", "set_rng_state"):
             patch.setattr(torch.cuda, name, lambda *_: None)
         patch.setattr(torch.cuda, "get_rng_state", lambda *_: torch.zeros(1, dtype=torch.uint8))
+        patch.setattr(torch.cuda, "get_device_name", lambda *_: "pretended")
         patch.setattr(torch.cuda, "mem_get_info", lambda *_: (2**40, 2**40))
         yield
 
