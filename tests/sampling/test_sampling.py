@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from lambda_grpo import sampling
 from lambda_grpo.errors import InputError
 from lambda_grpo.policy import LowRank, adapters, character_tokenizer, load_policy
-from lambda_grpo.sampling import Samples, decode, prefill, sample, shared_prefix
+from lambda_grpo.sampling import Samples, decode, prefill, sample, shared_prefix, trial
 
 END = 2
 SHARED = [5, 9, 1, 1, 12, 7, 3, 5, 8]
@@ -181,6 +181,44 @@ def test_a_model_that_turns_out_wrong_is_left_to_generate(
     assert "log-probs of sampled tokens are off by" in samples.reason
     assert samples.completions[::2] == [generated(model, prompt) for prompt in PROMPTS]
     assert greedy(proved).reason == ""
+
+
+def turn_wrong_late(first: int) -> Callable[..., None]:
+    """The cache of each row is another row's from some token on."""
+    step = decode.Decoder._step
+
+    def wrong(self: decode.Decoder, tokens: np.ndarray) -> None:
+        if int(self.drawn.max()) == first:
+            for layer in self.cache.layers:
+                layer.keys.copy_(layer.keys.roll(1, dims=0))
+        step(self, tokens)
+
+    return wrong
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_check_of_long_rows_is_bounded_and_sees_their_ends(
+    late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, made = make_model("llama").float(), list[int]()
+    if late:
+        monkeypatch.setattr(decode.Decoder, "_step", turn_wrong_late(first=35))
+    compare = trial.check_samples
+
+    def counted(*args: Any) -> None:
+        hook = model.lm_head.register_forward_hook(lambda _, args, output: made.append(output.numel()))
+        try:
+            compare(*args)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(sampling, "check_samples", counted)
+    monkeypatch.setattr(trial, "_LOGITS", 8 * VOCABULARY)
+    monkeypatch.setattr(trial, "_FEWEST", 2)
+    samples = greedy(model, max_new_tokens=45, eos_token_ids=[])
+    assert ("are off by" in samples.reason) == late
+    assert set(made) == {8 * VOCABULARY}
+    assert late or len(made) == trial.ROWS
 
 
 def drawn(model: Any, **settings: Any) -> list[list[int]]:

@@ -8,6 +8,7 @@ Invariant: keys, values and logits equal those of each prompt in a row of its ow
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -80,6 +81,25 @@ def cache_argument(model: Any) -> str:
     return "cache" if "cache" in parameters else "past_key_values"
 
 
+@contextmanager
+def logits_only_at(model: Any, places: Tensor) -> Iterator[None]:
+    """Inside, a pass over one row gives logits (1, n, V) for the tokens at n places of it, and no others.
+
+    Args:
+        model: a transformers model, unwrapped.
+        places: (n,) on the model's device.
+    """
+
+    def select(_: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (args[0].index_select(1, places),)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _run(model: Any, trie: PromptTrie, worth: int | None) -> Prefilled:
     inner = inner_model(model)
     device = inner.device
@@ -88,22 +108,15 @@ def _run(model: Any, trie: PromptTrie, worth: int | None) -> Prefilled:
     )
     last, row = (torch.from_numpy(x).to(device) for x in np.unique(trie.last, return_inverse=True))
     cache = DynamicCache()
-
-    def last_only(_: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (args[0].index_select(1, last),)
-
-    hook = inner.get_output_embeddings().register_forward_pre_hook(last_only)
-    try:
-        with switched(inner) as own, bound(TreeLayout(end, position, "pieces"), own) as binding:
-            output = model(
-                input_ids=ids[None],
-                attention_mask=torch.ones_like(ids)[None],
-                position_ids=position[None],
-                use_cache=True,
-                **{cache_argument(model): cache},
-            )
-    finally:
-        hook.remove()
+    layout = TreeLayout(end, position, "pieces")
+    with logits_only_at(inner, last), switched(inner) as own, bound(layout, own) as binding:
+        output = model(
+            input_ids=ids[None],
+            attention_mask=torch.ones_like(ids)[None],
+            position_ids=position[None],
+            use_cache=True,
+            **{cache_argument(model): cache},
+        )
     if binding.layers != inner.config.get_text_config().num_hidden_layers:
         raise InputError(f"{type(inner).__name__}: not all of its layers attend to a tree of prompts")
     found = [] if worth is None else trie.shared_prefixes(worth)
