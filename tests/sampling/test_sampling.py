@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate.utils import convert_outputs_to_fp32
 from tiny_models import FAMILIES, VOCABULARY, make_model
 from torch import Tensor
 from transformers import DynamicCache
 
 from lambda_grpo import sampling
 from lambda_grpo.errors import InputError
-from lambda_grpo.policy import LowRank, adapters, character_tokenizer, load_policy
-from lambda_grpo.sampling import Samples, decode, prefill, sample, shared_prefix, trial
+from lambda_grpo.policy import LowRank, adapters, character_tokenizer, load_policy, load_tokenizer
+from lambda_grpo.sampling import DrawSettings, Request, Samples, decode, prefill, sample, shared_prefix, trial
 
 END = 2
 SHARED = [5, 9, 1, 1, 12, 7, 3, 5, 8]
@@ -181,6 +184,56 @@ def test_a_model_that_turns_out_wrong_is_left_to_generate(
     assert "log-probs of sampled tokens are off by" in samples.reason
     assert samples.completions[::2] == [generated(model, prompt) for prompt in PROMPTS]
     assert greedy(proved).reason == ""
+
+
+PRECISIONS = ["float32", "bfloat16", "bfloat16, no exact pass", "torch.autocast", "accelerate's autocast"]
+
+
+def autocast_inside(model: Any) -> Any:
+    """As `Accelerator.prepare_model` does it: outside of the forward, nothing shows that there is autocast."""
+    model.forward = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(model.forward))
+    return model
+
+
+def rounding_model(precision: str) -> Any:
+    """Large enough that bfloat16 takes its log-probs further off than float32 may."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=8, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.2, pad_token_id=0, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    if "bfloat16" in precision:
+        return model.bfloat16()
+    return autocast_inside(model) if precision == "accelerate's autocast" else model
+
+
+def warm_request(prompts: list[list[int]], **settings: Any) -> Request:
+    given = {"end_ids": (END,), "ends": None, "batch_size": 64, "cached_tokens": None, "logprobs": False}
+    settings = {"settings": DrawSettings(temperature=0.7), "max_new_tokens": NEW, "seed": 3} | settings
+    return Request([prompt for prompt in prompts for _ in range(3)], **given | settings)
+
+
+@pytest.mark.parametrize("fault", ["none", *FAULTS])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_check_tells_rounding_from_faults(
+    precision: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "no exact pass" in precision:
+        monkeypatch.setattr(trial, "exact_copy", lambda _: None)
+    if fault != "none":
+        plant(fault, monkeypatch)
+    model = rounding_model(precision)
+    around = torch.autocast("cpu", torch.bfloat16, enabled=precision == "torch.autocast")
+    with around, nullcontext() if fault == "none" else pytest.raises(InputError, match="are off by"):
+        sampling.sample_on_tree(model, warm_request(PROMPTS))
+
+
+def test_rounding_under_autocast_is_more_than_float32_may_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the model above shows what it is made for."""
+    monkeypatch.setattr(trial._Row, "rounding", lambda *_: 0.0)
+    with pytest.raises(InputError, match="are off by"):
+        sampling.sample_on_tree(rounding_model("accelerate's autocast"), warm_request(PROMPTS))
 
 
 def turn_wrong_late(first: int) -> Callable[..., None]:
@@ -447,18 +500,20 @@ def test_a_growing_layer_holds_what_that_of_transformers_holds(window: int | Non
             ours.layers[0].move(torch.tensor([0]), torch.tensor([2]), 2)
 
 
+QUESTIONS = ["What is the capital of France?", "Which is the largest: 18, 59, 44?", "Write about the sea."]
+
+
+def asked(tokenizer: Any, questions: list[str]) -> list[list[int]]:
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    ids = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return [list(row) for row in ids]
+
+
 @pytest.mark.slow
 def test_a_real_language_model_greedily(smollm2_folder: Path) -> None:
     """SmolLM2-135M in float32: token for token, and the log-probs of full passes."""
     model, tokenizer = load_policy(str(smollm2_folder), dtype=torch.float32)
-    questions = [
-        "What is the capital of France?",
-        "Which is the largest: 18, 59, 44?",
-        "Write about the sea.",
-    ]
-    chats = [[{"role": "user", "content": question}] for question in questions]
-    asked = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)
-    prompts = [list(ids) for ids in asked["input_ids"]]
+    prompts = asked(tokenizer, QUESTIONS)
     samples = sample(
         model, prompts, num_completions=2, max_new_tokens=32, temperature=0, eos_token_ids=[2], logprobs=True
     )
@@ -468,3 +523,23 @@ def test_a_real_language_model_greedily(smollm2_folder: Path) -> None:
         expected = generated(model, prompt, max_new_tokens=32, repetition_penalty=1.0)
         assert samples.completions[2 * i : 2 * i + 2] == [expected, expected]
         assert (torch.tensor(samples.logps[2 * i]) - full_logps(model, prompt, expected)).abs().max() < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bfloat16", "accelerate's autocast"])
+def test_the_check_of_a_real_language_model(
+    precision: str, smollm2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions that are wrong by one take SmolLM2's log-probs off by 0.1; bfloat16 by 0.02 to 0.05."""
+
+    def load() -> Any:
+        if precision == "bfloat16":
+            return load_policy(str(smollm2_folder), dtype=torch.bfloat16)[0]
+        return autocast_inside(load_policy(str(smollm2_folder), dtype=torch.float32)[0])
+
+    request = warm_request(asked(load_tokenizer(str(smollm2_folder)), QUESTIONS), max_new_tokens=16)
+    request = replace(request, settings=DrawSettings())
+    sampling.sample_on_tree(load(), request)
+    plant("position after fan-out", monkeypatch)
+    with pytest.raises(InputError, match="are off by"):
+        sampling.sample_on_tree(load(), request)

@@ -154,7 +154,7 @@ def exact_outcome(model: Any, rows: "PaddedRows", temperature: float, names: Seq
     logps: list[Tensor] = []
     total: list[Tensor] = [torch.zeros_like(p) for p in parameters]
     count = int(rows.real.sum())
-    with torch.set_grad_enabled(bool(parameters)), exact_products(rows.ids.device), _exact_attention(wide):
+    with torch.set_grad_enabled(bool(parameters)), exact_products(rows.ids.device), exact_attention(wide):
         for ids, completion in rows.answered().alone():
             output = type(wide).forward(wide, input_ids=ids[None], use_cache=False)
             scores = (output.logits[0, -completion - 1 : -1].float() / temperature).log_softmax(-1)
@@ -168,7 +168,7 @@ def exact_outcome(model: Any, rows: "PaddedRows", temperature: float, names: Seq
 
 
 @contextmanager
-def _exact_attention(model: Any) -> Iterator[None]:
+def exact_attention(model: Any) -> Iterator[None]:
     """Flash attention knows no float32, so another takes its place inside."""
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
     before = [(config, config._attn_implementation) for config in configs.values()]
