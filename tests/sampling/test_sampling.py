@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lambda_grpo import sampling
+from lambda_grpo.branching import BranchPlan
 from lambda_grpo.errors import InputError
 from lambda_grpo.policy import LowRank, adapters, character_tokenizer, load_policy, load_tokenizer
 from lambda_grpo.sampling import DrawSettings, Request, Samples, decode, prefill, sample, shared_prefix, trial
@@ -184,6 +185,62 @@ def test_a_model_that_turns_out_wrong_is_left_to_generate(
     assert "log-probs of sampled tokens are off by" in samples.reason
     assert samples.completions[::2] == [generated(model, prompt) for prompt in PROMPTS]
     assert greedy(proved).reason == ""
+
+
+def counted_runs(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Grows with each run on the tree."""
+    runs, run = list[None](), decode.Decoder.run
+    monkeypatch.setattr(decode.Decoder, "run", lambda self: (runs.append(None), run(self))[1])
+    return runs
+
+
+def crash(*_: Any) -> None:
+    raise RuntimeError(f"shape {np.random.default_rng().random()}")
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_a_failure_is_remembered_and_said_once_for_a_model(
+    crashes: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model("llama")
+    if crashes:
+        monkeypatch.setattr(decode.Decoder, "_step", crash)
+    else:
+        plant("position after fan-out", monkeypatch)
+    runs = counted_runs(monkeypatch)
+    with caplog.at_level(logging.WARNING, logger="lambda_grpo.sampling"):
+        reasons = {greedy(model, max_new_tokens=4 + i).reason for i in range(3)}
+    (reason,) = reasons
+    assert reason
+    assert len(runs) == len(caplog.records) == 1
+    forked = {"num_completions": 4, "branches": BranchPlan((2,), (2,))}
+    for _ in range(2):
+        with pytest.raises(InputError, match="cannot fork"):
+            greedy(model, **forked)
+    assert len(runs) == 2  # forks are another kind
+    greedy(make_model("llama"))
+    assert len(runs) == 3
+
+
+def test_a_crash_is_said_once_though_its_words_change(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That of a model whose first samples were right is not remembered: it may come from what was asked."""
+    model = make_model("llama")
+    whole = greedy(model)
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="lambda_grpo.sampling"):
+        patch.setattr(decode.Decoder, "_step", crash)
+        reasons = {greedy(model).reason for _ in range(2)}
+    assert len(reasons) == 2
+    assert len(caplog.records) == 1
+    again = greedy(model)
+    assert (again.reason, again.completions) == ("", whole.completions)
+
+
+def test_dropout_may_be_switched_off() -> None:
+    model = dropping_out()
+    assert "dropout" in greedy(model).reason
+    assert greedy(model.eval()).reason == ""
 
 
 PRECISIONS = ["float32", "bfloat16", "bfloat16, no exact pass", "torch.autocast", "accelerate's autocast"]
@@ -399,7 +456,6 @@ def test_what_cannot_fork_goes_through_generate_which_is_said_once(
 ) -> None:
     torch.manual_seed(0)
     model = make()
-    sampling._say_once.cache_clear()
     with caplog.at_level(logging.WARNING, logger="lambda_grpo.sampling"):
         for _ in range(2):
             samples = greedy(model, batch_size=5)

@@ -7,8 +7,8 @@ compared with plain passes (`trial`).
 Models whose layers cannot fork are sampled by transformers' `generate` (`plain`).
 """
 
-import functools
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,8 +30,10 @@ from lambda_grpo.sampling.trial import check_samples
 __all__ = ["DrawSettings", "Request", "Samples", "check_can_fork", "draw_seed", "sample", "sample_on_tree"]
 
 _logger = logging.getLogger(__name__)
-# Models whose first samples of a kind were right: with shared prefixes or without, with forks or without.
-_tried: WeakKeyDictionary[torch.nn.Module, set[tuple[bool, bool]]] = WeakKeyDictionary()
+# Of each model, what its first samples of a kind came to: "" if they were right, otherwise why they were not.
+# The kinds: with shared prefixes or without, with forks or without.
+_found: WeakKeyDictionary[torch.nn.Module, dict[tuple[bool, bool], str]] = WeakKeyDictionary()
+_said: WeakKeyDictionary[torch.nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def sample(
@@ -103,7 +105,7 @@ def sample(
     except InputError as error:
         if branches:
             raise InputError(f"branches: this model cannot fork: {error}") from error
-        _say_once(str(error))
+        _say_once(inner_model(model), str(error))
         return generate(model, request, str(error))
 
 
@@ -114,22 +116,41 @@ def sample_on_tree(model: Any, request: Request) -> Samples:
         InputError: the model cannot be sampled on a tree.
     """
     check_can_fork(model)
-    with torch.no_grad(), _inference(model):
-        try:
-            tried = _tried.setdefault(inner_model(model), set())
-            decoder = Decoder(model, request)
-            kind = (decoder.shares, request.branches is not None)
-            if kind in tried:
-                return decoder.run()
+    with torch.no_grad(), _inference(model), _crashes_refused(model):
+        decoder = Decoder(model, request)
+        found = _found.setdefault(inner_model(model), {})
+        kind = (decoder.shares, request.branches is not None)
+        if kind not in found:
+            return _first_samples(model, request, found, kind)
+        if found[kind]:
+            raise InputError(found[kind])
+        return decoder.run()
+
+
+def _first_samples(
+    model: Any, request: Request, found: dict[tuple[bool, bool], str], kind: tuple[bool, bool]
+) -> Samples:
+    """Sample, compare with plain passes, and remember the outcome: no later call fails the same way."""
+    try:
+        with _crashes_refused(model):
             samples = Decoder(model, replace(request, logprobs=True)).run()
             check_samples(model, request, samples)
-            tried.add(kind)
-            return samples if request.logprobs else replace(samples, logps=None)
-        except (torch.OutOfMemoryError, InputError):
-            raise
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            # A model that nobody has tried may fail in a way of its own.
-            raise InputError(f"{type(model).__name__}: {type(error).__name__}: {error}") from error
+    except InputError as error:
+        found[kind] = str(error)
+        raise
+    found[kind] = ""
+    return samples if request.logprobs else replace(samples, logps=None)
+
+
+@contextmanager
+def _crashes_refused(model: Any) -> Iterator[None]:
+    """Inside, a model that nobody has tried may fail in a way of its own, which becomes an `InputError`."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, InputError):
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{type(model).__name__}: {type(error).__name__}: {error}") from error
 
 
 def check_can_fork(model: Any) -> None:
@@ -174,6 +195,9 @@ def _inference(model: Any) -> Iterator[None]:
             module.training = True
 
 
-@functools.cache
-def _say_once(reason: str) -> None:
-    _logger.warning("Sampling goes through transformers' generate: %s", reason)
+def _say_once(model: Any, reason: str) -> None:
+    """Warn, once for each model and reason; numbers in it may change from call to call."""
+    said = _said.setdefault(model, set())
+    if (kind := re.sub(r"\d+", "", reason)) not in said:
+        said.add(kind)
+        _logger.warning("Sampling goes through transformers' generate: %s", reason)
