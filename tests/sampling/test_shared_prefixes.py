@@ -1,12 +1,16 @@
 """Which prefixes are kept once, and that rows do without copies of them."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import make_model
 
-from lambda_grpo.sampling import shared_prefix
+from lambda_grpo.sampling import decode, prefill, shared_prefix
 from lambda_grpo.sampling.decode import Decoder
 from lambda_grpo.sampling.draw import DrawSettings
 from lambda_grpo.sampling.request import Request
@@ -58,3 +62,49 @@ def test_a_short_prefix_is_copied() -> None:
     decoder = Decoder(make_model("llama"), request(5))
     assert not decoder.shares
     assert np.all(decoder.shared == 0)
+
+
+def test_the_attention_is_switched_once_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switching goes through all modules, which for each token cost more than some layers."""
+    monkeypatch.setattr(shared_prefix, "_WORTH_BYTES", {"cpu": 0})
+    entered = []
+    switch = decode.switched
+    monkeypatch.setattr(decode, "switched", lambda *args: (entered.append(args[1]), switch(*args))[1])
+    model = make_model("llama")
+    model.set_attn_implementation("eager")
+    step = Decoder._step
+    monkeypatch.setattr(Decoder, "_step", lambda self, tokens: (step(self, tokens), used(model)))
+
+    def used(model: Any) -> None:
+        assert model.config._attn_implementation == shared_prefix.IMPLEMENTATION
+
+    Decoder(model, request(5)).run()
+    assert entered == [shared_prefix.IMPLEMENTATION]
+    assert model.config._attn_implementation == "eager"
+
+
+def test_the_attention_is_put_back_after_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_prefix, "_WORTH_BYTES", {"cpu": 0})
+    model = make_model("llama")
+    before = model.config._attn_implementation
+
+    def crash(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        if model.config._attn_implementation == shared_prefix.IMPLEMENTATION:
+            raise RuntimeError("in a step")
+
+    model.model.layers[0].register_forward_pre_hook(crash)
+    with pytest.raises(RuntimeError, match="in a step"):
+        Decoder(model, request(5)).run()
+    assert model.config._attn_implementation == before
+
+
+def test_prompts_that_join_later_know_the_models_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers must know which attention it is: SDPA leaves out a soft cap, and is refused there."""
+    monkeypatch.setattr(shared_prefix, "_WORTH_BYTES", {"cpu": 0})
+    told = []
+    bind = prefill.bound
+    monkeypatch.setattr(prefill, "bound", lambda layout, own: (told.append(own), bind(layout, own))[1])
+    model = make_model("llama")
+    model.set_attn_implementation("eager")
+    Decoder(model, replace(request(4), batch_size=2)).run()
+    assert told == ["eager", "eager"]

@@ -9,19 +9,20 @@ R is the number of rows in the batch, V the size of the vocabulary, W the number
 """
 
 from collections import deque
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lambda_grpo.packing.attention.switching import switched, text_part
 from lambda_grpo.packing.supported import inner_model
 from lambda_grpo.sampling.cache import growing_cache
 from lambda_grpo.sampling.draw import draw, log_probs
 from lambda_grpo.sampling.prefill import Prefilled, cache_argument, prefill
 from lambda_grpo.sampling.request import Request, Samples
-from lambda_grpo.sampling.shared_prefix import SharedPrefixes, worth_sharing
+from lambda_grpo.sampling.shared_prefix import IMPLEMENTATION, SharedPrefixes, worth_sharing
 from lambda_grpo.sampling.trie import PromptTrie
 
 _WAIT_FOR = 4  # new rows join when a quarter of the batch is free: each time the cache is copied
@@ -39,6 +40,7 @@ class Decoder:
         logits: (R, V) of the next token.
         prefixes: what rows share.
         worth: which prefixes are shared; None: none of them.
+        own_attention: the name of the model's attention, to which it goes back after the run.
     """
 
     def __init__(self, model: Any, request: Request) -> None:
@@ -46,6 +48,7 @@ class Decoder:
         self.model, self.request, self.device = model, request, inner.device
         self.cache = growing_cache(inner.config)
         self.cache_argument = cache_argument(model)
+        self.own_attention: str = text_part(inner).config._attn_implementation
         self.sizes = request.block_sizes
         trie = PromptTrie.build(request.prompts)
         self.waiting = deque(row for row in trie.order if row % self.sizes[0] == 0)
@@ -78,6 +81,21 @@ class Decoder:
 
     def run(self) -> Samples:
         """Sample until no row is left."""
+        with self._attention():
+            self._sample()
+        ids = [tokens[:count].tolist() for tokens, count in zip(self.tokens, self.drawn, strict=True)]
+        logps = None
+        if self.logps is not None:
+            logps = [values[:count].tolist() for values, count in zip(self.logps, self.drawn, strict=True)]
+        return Samples(ids, logps, self.prompt_tokens, sampled_tokens=self.sampled_tokens)
+
+    def _attention(self) -> AbstractContextManager[Any]:
+        """Inside, the model attends to shared prefixes; a switch goes through all modules, so once."""
+        if not self.shares:
+            return nullcontext()
+        return switched(inner_model(self.model), IMPLEMENTATION)
+
+    def _sample(self) -> None:
         while self.waiting or len(self.row):
             joining = self._joining()
             if joining:
@@ -88,11 +106,6 @@ class Decoder:
             tokens = self._fork(tokens)
             if len(self.row):
                 self._step(tokens)
-        ids = [tokens[:count].tolist() for tokens, count in zip(self.tokens, self.drawn, strict=True)]
-        logps = None
-        if self.logps is not None:
-            logps = [values[:count].tolist() for values, count in zip(self.logps, self.drawn, strict=True)]
-        return Samples(ids, logps, self.prompt_tokens, sampled_tokens=self.sampled_tokens)
 
     def _joining(self) -> list[int]:
         """The rows for which there is room now; none, if it is not worth a copy of the cache yet."""
@@ -110,7 +123,8 @@ class Decoder:
         return joining
 
     def _join(self, rows: list[int]) -> None:
-        for part in prefill(self.model, [self.request.prompts[row] for row in rows], self.worth):
+        prompts = [self.request.prompts[row] for row in rows]
+        for part in prefill(self.model, prompts, self.worth, self.own_attention):
             self._admit(part, np.array(rows[len(self.shared) - len(self.row) :]))
         self.row = np.append(self.row, rows)
         self.block = np.append(self.block, np.full(len(rows), self.sizes[0]))

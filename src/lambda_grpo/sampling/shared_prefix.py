@@ -23,7 +23,6 @@ from transformers.modeling_utils import AttentionInterface
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing.attention import dense_attention
 from lambda_grpo.packing.attention.pieces import ScoreRule, merge, stores_scores
-from lambda_grpo.packing.attention.switching import switched
 from lambda_grpo.sampling.cache import GrowingWindowLayer
 from lambda_grpo.sampling.trie import SharedPrefix
 
@@ -124,7 +123,7 @@ class SharedPrefixes:
         """Inside, a model may run once over a new token for each row, whose cache lacks the prefixes.
 
         Args:
-            model: a transformers model, unwrapped.
+            model: a transformers model, unwrapped and `switched` to `IMPLEMENTATION`.
             rows: (R,) the numbers of the rows in the batch.
             padding: (R, W) bool, the columns of the cache, the new token's included, that hold no token of
                 a row.
@@ -142,8 +141,7 @@ class SharedPrefixes:
             step.prefixes.append((prefix, places.to(padding.device)))
         token = _step.set(step)
         try:
-            with switched(model, IMPLEMENTATION):
-                yield
+            yield
         finally:
             _step.reset(token)
         if step.layers != model.config.get_text_config().num_hidden_layers:
