@@ -66,6 +66,18 @@ async def fails_later(completions: list[str], **_: Any) -> list[float]:
     raise KeyError("answer")
 
 
+async def gives_up(completions: list[str], **_: Any) -> list[float]:
+    raise TimeoutError("the judge gave no answer")
+
+
+async def turns_into_another_error(completions: list[str], **_: Any) -> list[float]:
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError as error:
+        raise RuntimeError("interrupted") from error
+    return [0.0] * len(completions)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -75,6 +87,8 @@ async def fails_later(completions: list[str], **_: Any) -> list[float]:
         (spins, "reward function 'spins' took longer than 0.5 s"),
         (verifies, "reward function 'verifies' took longer than 0.5 s"),
         (awaits, "reward function 'awaits' took longer than 0.5 s"),
+        (gives_up, "reward function 'gives_up' failed: TimeoutError: the judge gave no answer"),
+        (turns_into_another_error, "reward function 'turns_into_another_error' took longer than 0.5 s"),
     ],
 )
 def test_a_reward_function_that_fails_or_hangs_ends_training(

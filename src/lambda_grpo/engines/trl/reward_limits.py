@@ -39,12 +39,13 @@ def guarded(function: Callable[..., Any], name: str, seconds: float) -> Callable
 
         @functools.wraps(function)
         async def later(**given: Any) -> list[float | None]:
+            limit = asyncio.timeout(seconds or None)
             try:
-                rewards = await asyncio.wait_for(function(**given), seconds or None)
-            except TimeoutError as error:
-                raise (_too_long(name, seconds) if seconds else _failed(name, error)) from error
+                async with limit:
+                    rewards = await function(**given)
             except Exception as error:
-                raise _failed(name, error) from error
+                # A function may raise a TimeoutError of its own, such as that of a judge's server.
+                raise (_too_long(name, seconds) if limit.expired() else _failed(name, error)) from error
             return checked(rewards, given["completions"], name)
 
         return later
