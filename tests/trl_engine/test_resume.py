@@ -1,9 +1,12 @@
 """A killed run goes on as if it had not been killed; a run folder is used by one process at a time."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
 import resource
+import stat
 import subprocess
 import sys
 import time
@@ -339,6 +342,86 @@ def test_a_full_disk(model: Path, small_disk: Path, capsys: pytest.CaptureFixtur
     filler.unlink()
     assert cli.main(command(model, folder, "--save_rollouts=false")) == 0
     assert "goes on from the checkpoint of step 2" in " ".join(capsys.readouterr().out.split())
+
+
+def fail_to_sync(monkeypatch: pytest.MonkeyPatch, failing: Any, number: int) -> None:
+    """`os.fsync` fails for the handles that are `failing`."""
+    fsync = os.fsync
+
+    def stand_in(handle: int) -> None:
+        if failing(handle):
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", stand_in)
+
+
+def is_folder(handle: int) -> bool:
+    return stat.S_ISDIR(os.fstat(handle).st_mode)
+
+
+def may_not_write(handle: int) -> bool:
+    return not is_folder(handle) and fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+
+
+@pytest.mark.parametrize(
+    ("failing", "number"),
+    [
+        (is_folder, errno.EINVAL),
+        (is_folder, errno.ENOTSUP),
+        (is_folder, errno.EACCES),
+        (may_not_write, errno.EBADF),  # Windows
+    ],
+)
+def test_systems_that_bring_no_folder_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: Any, number: int
+) -> None:
+    """A checkpoint is whole there too, and what is written aside is renamed."""
+    fail_to_sync(monkeypatch, failing, number)
+    (tmp_path / "checkpoint-1" / "adapter").mkdir(parents=True)
+    (tmp_path / "checkpoint-1" / "adapter" / "weights").write_bytes(b"0" * 9)
+    checkpoint_folders.seal(tmp_path / "checkpoint-1")
+    assert checkpoint_folders.last_whole(tmp_path) == tmp_path / "checkpoint-1"
+    with run_folder.folder_written_whole(tmp_path / "model") as aside:
+        aside.mkdir()
+    assert (tmp_path / "model").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("failing", "number"), [(is_folder, errno.EIO), (lambda handle: not is_folder(handle), errno.EINVAL)]
+)
+def test_a_disk_that_fails_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: Any, number: int
+) -> None:
+    (tmp_path / "weights").write_bytes(b"0" * 9)
+    fail_to_sync(monkeypatch, failing, number)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        checkpoint_folders.seal(tmp_path)
+    assert not checkpoint_folders.is_whole(tmp_path)
+
+
+def test_a_read_only_file_of_a_checkpoint(tmp_path: Path) -> None:
+    """transformers copies a model's own code with its permissions; nobody but root may write such a file."""
+    code = tmp_path / "modeling_mine.py"
+    code.touch(mode=0o444)
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    said = multiprocessing.get_context("fork").Queue()
+    child = multiprocessing.get_context("fork").Process(target=_sync_as_nobody, args=(code, said))
+    child.start()
+    assert said.get(timeout=20) == "synced"
+    child.join()
+
+
+def _sync_as_nobody(path: Path, said: Any) -> None:
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        run_folder.sync(path)
+        said.put("synced")
+    except OSError as error:
+        said.put(str(error))
 
 
 def test_files_may_not_grow(tmp_path: Path) -> None:

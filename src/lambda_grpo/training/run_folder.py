@@ -17,6 +17,7 @@ A comparison holds such a folder for each credit and, over all of them, config.y
 and, last, compare.json. start_or_resume.py says how a run goes on after a kill.
 """
 
+import errno
 import json
 import math
 import os
@@ -33,14 +34,32 @@ from numpy.typing import NDArray
 
 from lambda_grpo.errors import InputError
 
+_NO_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}
+"""The errors of systems that cannot bring a folder to the disk: Windows, some network and FUSE mounts."""
+
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until a file's content, or a folder's list of names, is on the disk.
+
+    A folder is passed over if the system cannot bring folders to the disk.
+    """
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = _opened(path)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_FOLDERS):
+            raise
+
+
+def _opened(path: Path) -> int:
+    """A handle that may write, as Windows needs it; one that may not for folders and read-only files."""
+    try:
+        return os.open(path, os.O_RDWR)
+    except (IsADirectoryError, PermissionError):
+        return os.open(path, os.O_RDONLY)
 
 
 @contextmanager
