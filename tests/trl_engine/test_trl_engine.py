@@ -273,6 +273,9 @@ def test_bad_settings(tmp_path: Path) -> None:
         ({"loss_type": "grop"}, "unknown loss_type 'grop': did you mean 'grpo'"),
         ({"learning_rate": -1e-5}, "learning_rate: got -1e-05, expected 0 or more"),
         ({"learning_rate": float("nan")}, "learning_rate: got nan"),
+        ({"learning_rate": "1e-5"}, "learning_rate: got '1e-5', expected a number. In YAML write 1.0e-5"),
+        ({"num_generations": "4"}, "num_generations: got '4', expected a number"),
+        ({"reward_timeout": "1e3"}, "reward_timeout: got '1e3', expected a number"),
         (
             {"num_generations": 3},
             "which is 4, such as 2 or 4; or set per_device_train_batch_size to a multiple",

@@ -83,6 +83,7 @@ class LambdaGRPOConfig(GRPOConfig):
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "credit_kwargs"]
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         self._derive()
         if self.loss_type not in LOSS_TYPES:
             raise unknown_name("loss_type", str(self.loss_type), LOSS_TYPES)
@@ -101,6 +102,14 @@ class LambdaGRPOConfig(GRPOConfig):
             )
 
         self._check_branches()
+
+    def _check_numbers(self) -> None:
+        """Raise InputError for a number that is a text: TRL takes it, and fails once training begins."""
+        ours = ("tokens_per_pass", "reward_timeout", "max_skipped_steps")
+        for name in ("learning_rate", "num_generations", *ours):
+            value = getattr(self, name)
+            wanted = "a number. In YAML write 1.0e-5, because it reads 1e-5 as text"
+            expect(not isinstance(value, str), name, repr(value), wanted)
 
     def _derive(self) -> None:
         """TRL's own checks and derived fields; if groups do not fill the batch, say which sizes would."""
