@@ -131,7 +131,7 @@ def test_recipes_with_mistakes(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 def test_an_output_folder_in_use_is_left_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("mine")
-    assert "already holds another run (config.yaml)" in fails(capsys, "--output_dir", str(tmp_path))
+    assert "config.yaml that is not of a run there" in fails(capsys, "--output_dir", str(tmp_path))
     assert (tmp_path / "config.yaml").read_text() == "mine"
     (tmp_path / "file").write_text("")
     assert "cannot be used as a folder" in fails(capsys, "--output_dir", str(tmp_path / "file"))

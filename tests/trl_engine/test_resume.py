@@ -5,6 +5,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import re
 import resource
 import stat
 import subprocess
@@ -284,6 +285,55 @@ def test_what_is_no_run_is_left_alone(
     assert cli.main(command(model, tmp_path, *overwrite)) == 2
     assert "already holds other files (thesis.tex)" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("overwrite", "config", "reason"),
+    [
+        (False, "service: my-web-app\nport: 8080\n", "'service' is no setting"),
+        (True, "service: my-web-app\nport: 8080\n", "'service' is no setting"),
+        (False, "- service\n", "it is not a list of settings"),
+        (True, "- service\n", "it is not a list of settings"),
+        (False, "max_steps: 3\n", "it has no output_dir"),  # a recipe
+        (True, "max_steps: 3\n", "it has no output_dir"),
+        (True, "max_steps: 3\noutput_dir: runs/first\n", "its output_dir is 'runs/first'"),
+    ],
+)
+def test_a_config_of_another_program_is_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool, config: str, reason: str
+) -> None:
+    """Not one file of such a folder is removed, though their names are those of a run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint-500").mkdir()
+    files = [tmp_path / name for name in ("config.yaml", "README.md", "checkpoint-500/model.bin")]
+    for file in files:
+        file.write_text(config)
+    run = start_or_resume.WantedRun(tmp_path, {"max_steps": 3, "output_dir": str(tmp_path)}, overwrite)
+    with pytest.raises(InputError, match=re.escape(reason)), start_or_resume.opened(run):
+        pass
+    assert [file.read_text() for file in files] == [config] * 3
+
+
+def test_a_run_in_a_renamed_folder_goes_on(tmp_path: Path) -> None:
+    run_folder.write_yaml(tmp_path / "config.yaml", {"max_steps": 3, "output_dir": "runs/first"})
+    (tmp_path / "before.json").touch()
+    run = start_or_resume.WantedRun(tmp_path, {"max_steps": 3, "output_dir": str(tmp_path)})
+    with start_or_resume.opened(run):
+        assert (tmp_path / "before.json").exists()
+
+
+def test_overwriting_a_run_leaves_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run may have been moved with the folder around it, and be named by another path."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("README.md", "results.json", "notes.txt", "results-2.json"):
+        (folder / name).touch()
+    run_folder.write_yaml(folder / "config.yaml", {"max_steps": 2, "output_dir": "elsewhere/run"})
+    monkeypatch.chdir(folder)
+    settings = {"max_steps": 3, "output_dir": "."}
+    with start_or_resume.opened(start_or_resume.WantedRun(Path("."), settings, overwrite=True)) as checkpoint:
+        assert checkpoint is None
+        assert {path.name for path in folder.iterdir()} == {".lock", "notes.txt", "results-2.json"}
 
 
 def test_one_process_at_a_time(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,9 +108,14 @@ def check_vllm(config: LambdaGRPOConfig) -> None:
         )
 
 
+def known_names() -> list[str]:
+    """The names of all settings."""
+    return [f.name for cls in (TrainOptions, LambdaGRPOConfig) for f in dataclasses.fields(cls) if f.init]
+
+
 def _names_given(recipe: str, content: Mapping[str, Any], flags: Sequence[str]) -> list[str]:
     """The names that recipe and flags set, all of them known."""
-    names = [f.name for cls in (TrainOptions, LambdaGRPOConfig) for f in dataclasses.fields(cls) if f.init]
+    names = known_names()
     for key in content:
         if key not in names:
             raise unknown_name(f"key in recipe {recipe!r}:", str(key), names, _LISTED_BY)

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from lambda_grpo.errors import InputError, LambdaGRPOError
 from lambda_grpo.training import checkpoint_folders, multi_rank, run_folder
+from lambda_grpo.training.settings import known_names
 
 _LOCK = ".lock"
 _LOCK_IS_READABLE = sys.platform != "win32"  # Windows lets nobody read or write a locked file
@@ -56,7 +57,7 @@ def check(run: WantedRun) -> None:
     """Refuse a folder that cannot become, or go on being, the folder of this run. Changes nothing.
 
     Raises:
-        InputError: it is no folder, holds something else, or a run with other settings.
+        InputError: it is no folder, holds something else, or, without `overwrite`, a run with other settings.
     """
     try:
         present = sorted(path.name for path in run.folder.iterdir() if not _passing(path.name))
@@ -64,7 +65,7 @@ def check(run: WantedRun) -> None:
         return
     except OSError as error:
         raise _no_folder(run.folder, error) from error
-    if not present or (run.overwrite and "config.yaml" in present):
+    if not present:
         return
     where = f"output_dir {str(run.folder)!r}"
     if "config.yaml" not in present:
@@ -73,8 +74,9 @@ def check(run: WantedRun) -> None:
             f"{where} already holds other files ({shown}), and nothing is overwritten: choose another "
             "output_dir, or remove them yourself"
         )
-    differences = _differences(run)
-    if differences:
+    found = _settings_of_run(run)
+    differences = _differences(found, run.settings)
+    if differences and not run.overwrite:
         raise InputError(
             f"{where} already holds a run with other settings, so it cannot go on with these: "
             f"{'; '.join(differences)}. Give the same settings, choose another output_dir, or start over "
@@ -168,16 +170,32 @@ def _passing(name: str) -> bool:
     return name == _LOCK or (name.startswith(".") and name.endswith(".partial"))
 
 
-def _differences(run: WantedRun) -> list[str]:
-    """The settings in which the run in the folder differs, `name: there → here`."""
-    path = run.folder / "config.yaml"
-    found = run_folder.read_yaml(path)
+def _settings_of_run(run: WantedRun) -> dict[str, Any]:
+    """What config.yaml holds, if it is that of a run; to be overwritten, of one that began in this folder.
+
+    Raises:
+        InputError: it is another file, such as that of another program, or a recipe.
+    """
+    found = run_folder.read_yaml(run.folder / "config.yaml")
     if not isinstance(found, dict):
-        raise InputError(
-            f"output_dir {str(run.folder)!r} already holds another run (config.yaml), but that is not a list "
-            "of settings: choose another output_dir, or start over with --overwrite"
-        )
-    wanted = yaml.safe_load(yaml.safe_dump(dict(run.settings)))
+        reason = "it is not a list of settings"
+    elif unknown := [str(key) for key in found if key not in known_names()]:
+        reason = f"{unknown[0]!r} is no setting"
+    elif "output_dir" not in found:
+        reason = "it has no output_dir"
+    elif run.overwrite and Path(str(found["output_dir"])).resolve().name != run.folder.resolve().name:
+        reason = f"its output_dir is {found['output_dir']!r}"
+    else:
+        return found
+    raise InputError(
+        f"output_dir {str(run.folder)!r} already holds a config.yaml that is not of a run there ({reason}), "
+        "and nothing is overwritten: choose another output_dir, or remove the files yourself"
+    )
+
+
+def _differences(found: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """The settings in which the run in the folder differs, `name: there → here`."""
+    wanted = yaml.safe_load(yaml.safe_dump(dict(settings)))
     missing = object()
     return [
         f"{name}: {_shown(found.get(name, missing), missing)} → {_shown(wanted.get(name, missing), missing)}"
