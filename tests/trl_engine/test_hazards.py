@@ -15,6 +15,7 @@ import pytest
 import stress_resume
 import torch
 from tiny_trainers import PROMPTS, TOKENIZER, make_trainer, qwen2, reward
+from torch.amp.grad_scaler import OptState
 from trl import GRPOTrainer
 
 from lambda_grpo import InputError, LambdaGRPOError, cli
@@ -295,6 +296,45 @@ def test_too_many_skipped_steps_in_a_row_end_training(tmp_path: Path) -> None:
     with pytest.raises(LambdaGRPOError, match="not finite in 3 steps in a row, up to step 7"):
         poisoned(trainer, {1, 2, 4, 5, 6}, float("nan")).train()
     assert all(parameter.isfinite().all() for parameter in weights(trainer))
+
+
+def scaled(trainer: Any, scaler: Any) -> Any:
+    """The trainer with fp16's gradient scaler, which accelerate gives it on a GPU only."""
+    accelerator = trainer.accelerator
+    accelerator.scaler = scaler
+    accelerator.unscale_gradients = lambda *_: scaler.unscale_(trainer.optimizer.optimizer)
+    return trainer
+
+
+class Stuck(torch.amp.GradScaler):
+    """One that sees no overflow, such as where only the norm is too large."""
+
+    def update(self, *_: Any) -> None:
+        for state in self._per_optimizer_states.values():
+            state.update(stage=OptState.READY, found_inf_per_device={})
+
+
+def test_a_gradient_scaler_finds_its_scale(tmp_path: Path) -> None:
+    """12 overflows at the start, at 65536, …, 32, are no reason to stop; from 16 on the weights move."""
+    scaler = torch.amp.GradScaler("cpu")
+    trainer = scaled(make_trainer(tmp_path, max_steps=14, max_skipped_steps=3), scaler)
+    poisoned(trainer, set(range(12)), float("inf")).train()
+    assert scaler.get_scale() == 16
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert [row["hazards/skipped_steps"] for row in rows] == [1.0] * 12 + [0.0] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "last"),
+    [
+        (torch.amp.GradScaler, 19),  # 16 steps at 65536, …, 2, then three that count at 1, 1/2, 1/4
+        (Stuck, 4),  # nothing says at the first step that the scale will not fall
+    ],
+)
+def test_a_gradient_scaler_cannot_mend_all(tmp_path: Path, kind: Any, last: int) -> None:
+    trainer = scaled(make_trainer(tmp_path, max_steps=30, max_skipped_steps=3), kind("cpu"))
+    with pytest.raises(LambdaGRPOError, match=f"not finite in 3 steps in a row, up to step {last}"):
+        poisoned(trainer, set(range(30)), float("nan")).train()
 
 
 def test_metrics_hold_no_nan(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """TRL's trainer, guarded against what goes wrong in training: docs/hazards.md lists it all.
 
 Where the norm of the gradients is infinite or NaN, the weights and the optimiser stay as they are, and
-training goes on with the next batch. `max_skipped_steps` such steps in a row end it. Tested with trl 1.16.0.
+training goes on with the next batch. `max_skipped_steps` such steps in a row end it. With fp16 those do not
+count by which the gradient scaler finds its scale. Tested with trl 1.16.0.
 """
 
 import math
@@ -23,6 +24,7 @@ class Guarded(KeepsState):
     """
 
     _skipped_in_row = 0
+    _scale_at_skip = math.inf  # the gradient scaler's, at the last of the skipped steps in a row
     reward_funcs: list[Any]
     _rewards: torch.Tensor  # (rows of all processes,), of the generation batch at hand; NaN: none could score
 
@@ -78,7 +80,10 @@ class Guarded(KeepsState):
         """Called once a step, after clipping and before the optimiser."""
         norm = super()._get_grad_norm(model, grad_norm)
         finite = norm is None or math.isfinite(norm)
-        self._skipped_in_row = 0 if finite else self._skipped_in_row + 1
+        if finite:
+            self._skipped_in_row, self._scale_at_skip = 0, math.inf
+        elif not self._scale_falls():
+            self._skipped_in_row += 1
         self._metrics["train"]["hazards/skipped_steps"].append(0.0 if finite else 1.0)
         if finite:
             return norm
@@ -91,3 +96,15 @@ class Guarded(KeepsState):
         for parameter in model.parameters():
             parameter.grad = None  # optimisers pass over parameters without a gradient
         return norm
+
+    def _scale_falls(self) -> bool:
+        """Whether fp16's gradient scaler answers a step that is skipped by a lower scale, which may mend it.
+
+        It multiplies the loss by 65536 at first, and halves that after each overflow. Example: if gradients
+        overflow above 16, it skips 12 steps, at 65536, 32768, …, 32. At 1 the loss is not enlarged any more.
+        """
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            return False
+        before, self._scale_at_skip = self._scale_at_skip, scaler.get_scale()
+        return 1 < self._scale_at_skip < before
