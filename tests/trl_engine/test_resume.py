@@ -31,6 +31,7 @@ from lambda_grpo.engines.trl import checkpoint_state
 from lambda_grpo.engines.trl import sampling as trl_sampling
 from lambda_grpo.engines.trl.packing import TreePacking
 from lambda_grpo.engines.trl.sampling import TreeSampling
+from lambda_grpo.rollouts.paths import find_runs
 from lambda_grpo.training import checkpoint_folders, run_folder, start_or_resume
 from lambda_grpo.training.settings import resolve
 
@@ -197,6 +198,50 @@ def test_the_last_whole_checkpoint_is_taken(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-1" / checkpoint_folders.SEAL).write_text("{")
     with pytest.raises(InputError, match="no whole checkpoint .*: checkpoint-1, checkpoint-2, checkpoint-3"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def rollout_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_fresh_run_sets_earlier_rollouts_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Three steps, then one, then one: each is in a folder of its own, and a report reads the last."""
+    for steps in (3, 1, 1):
+        make_trainer(tmp_path, max_steps=steps, save_rollouts=True).train()
+    first = [f"step-00000{step}-rank-0.parquet" for step in range(3)]
+    assert rollout_names(tmp_path / "rollouts-1") == first
+    assert rollout_names(tmp_path / "rollouts-2") == rollout_names(tmp_path / "rollouts") == first[:1]
+    assert [record.args for record in caplog.records if "of another run" in record.message] == [
+        (tmp_path / "rollouts-1",),
+        (tmp_path / "rollouts-2",),
+    ]
+    make_trainer(tmp_path, max_steps=1).train()  # writes no rollouts
+    assert not (tmp_path / "rollouts-3").exists()
+    assert [len(run.files) for run in find_runs([tmp_path])] == [1]
+
+
+def test_a_checkpoint_of_another_folder_deletes_no_rollouts(tmp_path: Path) -> None:
+    trained(tmp_path / "other", max_steps=1)
+    make_trainer(tmp_path / "run", save_rollouts=True).train()
+    before = rollout_names(tmp_path / "run/rollouts")
+    trainer = make_trainer(tmp_path / "run", max_steps=2, save_rollouts=True)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "other/checkpoint-1"))
+    assert len(before) == 3
+    assert rollout_names(tmp_path / "run/rollouts-1") == before
+    assert rollout_names(tmp_path / "run/rollouts") == ["step-000001-rank-0.parquet"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint-2", "linked/checkpoint-2"])
+def test_a_checkpoint_of_this_folder_keeps_its_rollouts(tmp_path: Path, name: str) -> None:
+    """By whichever path it is named."""
+    folder = tmp_path / "run"
+    (tmp_path / "linked").symlink_to(folder)
+    trained(folder, save_rollouts=True)
+    before = {path.name: path.read_bytes() for path in (folder / "rollouts").iterdir()}
+    path = tmp_path / name if "/" in name else folder / name
+    make_trainer(folder, save_rollouts=True).train(resume_from_checkpoint=str(path))
+    assert before == {path.name: path.read_bytes() for path in (folder / "rollouts").iterdir()}
+    assert not (folder / "rollouts-1").exists()
 
 
 def test_rotation_spares_the_best_and_the_last(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,14 @@ def truncate_rollouts(folder: Path, step: int) -> None:
     for path in (folder / "completions").glob("completions_*.parquet"):
         if int(path.stem.split("_")[1]) > step:
             path.unlink()
+
+
+def set_rollouts_aside(folder: Path) -> Path | None:
+    """Rename `rollouts`, if there are any in it, to the first of rollouts-1, rollouts-2, … that is free."""
+    if not any((folder / "rollouts").glob("step-*-rank-*.parquet")):
+        return None
+    names = (folder / f"rollouts-{number}" for number in count(1))
+    return (folder / "rollouts").rename(next(path for path in names if not path.exists()))
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class Resumable(KeepsState):
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         if not resume_from_checkpoint:
+            self._prepare_rollouts(None)
             return super().train(None, *args, **kwargs)
         checkpoint = self._checkpoint(resume_from_checkpoint)
         self._read(checkpoint)
@@ -97,15 +98,22 @@ class Resumable(KeepsState):
             self._check_processes(checkpoint, self._kept.get("processes"))
         else:
             _log.warning("%s is missing: training goes on, but not exactly as it would have", path)
-        step = checkpoint_folders.step_of(checkpoint) if checkpoint.name.startswith("checkpoint-") else None
-        if self.args.save_rollouts and self.accelerator.is_main_process and step is not None:
-            run_folder.truncate_rollouts(Path(self.args.output_dir), step)
-        self.accelerator.wait_for_everyone()
+        self._prepare_rollouts(checkpoint)
         if self.args.restore_callback_states_from_checkpoint:
             state = json.loads((checkpoint / "trainer_state.json").read_text())
             control = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {})
             ended = control.get("should_training_stop", False)
             self._stopped_early = ended and state["global_step"] < state["max_steps"]
+
+    def _prepare_rollouts(self, checkpoint: Path | None) -> None:
+        """Keep in rollouts/ what was sampled up to a checkpoint of this folder; set aside another run's."""
+        folder = Path(self.args.output_dir)
+        if self.args.save_rollouts and self.accelerator.is_main_process:
+            if checkpoint and checkpoint.resolve() in checkpoint_folders.find(folder.resolve()):
+                run_folder.truncate_rollouts(folder, checkpoint_folders.step_of(checkpoint))
+            elif aside := run_folder.set_rollouts_aside(folder):
+                _log.warning("output_dir holds the rollouts of another run: they are in %s now", aside)
+        self.accelerator.wait_for_everyone()
 
     def _check_processes(self, checkpoint: Path, before: int | None) -> None:
         now = self.accelerator.num_processes
