@@ -108,6 +108,7 @@ class Resumable(KeepsState):
     def _prepare_rollouts(self, checkpoint: Path | None) -> None:
         """Keep in rollouts/ what was sampled up to a checkpoint of this folder; set aside another run's."""
         folder = Path(self.args.output_dir)
+        self.accelerator.wait_for_everyone()  # another rank may still write what was sampled before
         if self.args.save_rollouts and self.accelerator.is_main_process:
             if checkpoint and checkpoint.resolve() in checkpoint_folders.find(folder.resolve()):
                 run_folder.truncate_rollouts(folder, checkpoint_folders.step_of(checkpoint))
