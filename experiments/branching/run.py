@@ -42,14 +42,14 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
         identity = wanted[i]
         return training_run.train(by_name[identity["task"]], arms[identity["arm"]], identity["seed"])
 
-    measured = [
+    measured: list[dict[str, Any]] = [
         {"gradient_of": name, "groups": setup.groups} for name, setup in by_name.items() if setup.groups
     ]
     noises = resumable_runs.complete(
         output,
         measured,
         shared,
-        lambda i: gradient_noise.measure(by_name[str(measured[i]["gradient_of"])]),
+        lambda i: gradient_noise.measure(by_name[measured[i]["gradient_of"]]),
         _quiet,
     )
     with console.progress("Runs") as shown:

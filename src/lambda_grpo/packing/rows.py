@@ -47,7 +47,7 @@ def pack_rows(ids: Tensor, mask: Tensor, width: int, share: bool = True) -> Pack
 
 
 def pack_rows_within(
-    ids: Tensor, mask: Tensor, width: int, limit: int = 0, least: int = 1
+    ids: Tensor, mask: Tensor, width: int, limit: int = 0, least: int = 1, share: bool = True
 ) -> list[PackedTree]:
     """The same as several packed rows of at most `limit` tokens each, one after the other.
 
@@ -55,7 +55,7 @@ def pack_rows_within(
     completion alone may be longer than the limit.
 
     Args:
-        ids, mask, width: as for `pack_rows`.
+        ids, mask, width, share: as for `pack_rows`.
         limit: the most tokens of a packed row; 0: no limit.
         least: so many packed rows at least, at most R.
 
@@ -64,7 +64,7 @@ def pack_rows_within(
     [(3, 2), (3, 2)]
     """
     parts = [(0, len(ids))]
-    trees = [pack_rows(ids, mask, width)]
+    trees = [pack_rows(ids, mask, width, share)]
     while True:
         whole = [i for i, (start, stop) in enumerate(parts) if stop - start > 1]
         worst = max(whole, key=lambda i: trees[i].num_tokens, default=None)
@@ -73,7 +73,7 @@ def pack_rows_within(
         start, stop = parts[worst]
         halves = [(start, (start + stop) // 2), ((start + stop) // 2, stop)]
         parts[worst : worst + 1] = halves
-        trees[worst : worst + 1] = [pack_rows(ids[a:b], mask[a:b], width) for a, b in halves]
+        trees[worst : worst + 1] = [pack_rows(ids[a:b], mask[a:b], width, share) for a, b in halves]
 
 
 def _unpad(ids: Tensor, mask: Tensor, width: int) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lambda_grpo.packing.attention.switching import switched, text_part
+from lambda_grpo.packing.attention.switching import switched
 from lambda_grpo.packing.supported import inner_model
 from lambda_grpo.sampling.cache import growing_cache
 from lambda_grpo.sampling.draw import draw, log_probs
@@ -40,7 +40,6 @@ class Decoder:
         logits: (R, V) of the next token.
         prefixes: what rows share.
         worth: which prefixes are shared; None: none of them.
-        own_attention: the name of the model's attention, to which it goes back after the run.
     """
 
     def __init__(self, model: Any, request: Request) -> None:
@@ -48,7 +47,6 @@ class Decoder:
         self.model, self.request, self.device = model, request, inner.device
         self.cache = growing_cache(inner.config)
         self.cache_argument = cache_argument(model)
-        self.own_attention: str = text_part(inner).config._attn_implementation
         self.sizes = request.block_sizes
         trie = PromptTrie.build(request.prompts)
         self.waiting = deque(row for row in trie.order if row % self.sizes[0] == 0)
@@ -123,8 +121,7 @@ class Decoder:
         return joining
 
     def _join(self, rows: list[int]) -> None:
-        prompts = [self.request.prompts[row] for row in rows]
-        for part in prefill(self.model, prompts, self.worth, self.own_attention):
+        for part in prefill(self.model, [self.request.prompts[row] for row in rows], self.worth):
             self._admit(part, np.array(rows[len(self.shared) - len(self.row) :]))
         self.row = np.append(self.row, rows)
         self.block = np.append(self.block, np.full(len(rows), self.sizes[0]))

@@ -60,20 +60,19 @@ class Prefilled:
         return found.view(len(found), rows, width, packed.shape[-1]).transpose(0, 1)
 
 
-def prefill(model: Any, prompts: Sequence[Sequence[int]], worth: int | None, own: str) -> Iterator[Prefilled]:
+def prefill(model: Any, prompts: Sequence[Sequence[int]], worth: int | None = None) -> Iterator[Prefilled]:
     """Run over the prompts, in parts of at most `CHUNK_TOKENS` unique tokens.
 
     Args:
         model: as it was given, maybe with adapters.
         prompts: in depth-first order, maybe repeated.
         worth: which prefixes are kept once, see `PromptTrie.shared_prefixes`; None: none of them.
-        own: the attention that the model uses for plain rows; it may be switched to another at the moment.
 
     Raises:
         InputError: a model whose layers cannot fork.
     """
     for part in chunks(prompts, CHUNK_TOKENS):
-        yield _run(model, PromptTrie.build(prompts[part]), worth, own)
+        yield _run(model, PromptTrie.build(prompts[part]), worth)
 
 
 def cache_argument(model: Any) -> str:
@@ -101,7 +100,7 @@ def logits_only_at(model: Any, places: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def _run(model: Any, trie: PromptTrie, worth: int | None, own: str) -> Prefilled:
+def _run(model: Any, trie: PromptTrie, worth: int | None) -> Prefilled:
     inner = inner_model(model)
     device = inner.device
     ids, position, end = (
@@ -110,7 +109,7 @@ def _run(model: Any, trie: PromptTrie, worth: int | None, own: str) -> Prefilled
     last, row = (torch.from_numpy(x).to(device) for x in np.unique(trie.last, return_inverse=True))
     cache = DynamicCache()
     layout = TreeLayout(end, position, "pieces")
-    with logits_only_at(inner, last), switched(inner), bound(layout, own) as binding:
+    with logits_only_at(inner, last), switched(inner) as own, bound(layout, own) as binding:
         output = model(
             input_ids=ids[None],
             attention_mask=torch.ones_like(ids)[None],

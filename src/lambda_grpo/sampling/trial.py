@@ -77,9 +77,10 @@ def check_samples(model: Any, request: Request, samples: Samples) -> None:
     tolerance = _TOLERANCE_FLOAT64 if inner.dtype == torch.float64 else _TOLERANCE
     indices = sorted({round(i * (count - 1) / (ROWS - 1)) for i in range(ROWS)})
     rows = [_row(model, request, samples, index) for index in indices]
-    different = [row for row in rows if not row.off(_scores(model, inner, row)) <= tolerance]
-    for row, exact in zip(different, _exact_scores(inner, different), strict=True):
-        plain = _scores(model, inner, row)
+    passed = [(row, _scores(model, inner, row)) for row in rows]
+    different = [(row, plain) for row, plain in passed if not row.off(plain) <= tolerance]
+    exacts = _exact_scores(inner, [row for row, _ in different])
+    for (row, plain), exact in zip(different, exacts, strict=True):
         if exact is None:
             off, allowed = row.off(plain), _NOTHING_EXACT
         else:

@@ -164,9 +164,13 @@ def truncate_metrics(folder: Path, step: int) -> None:
             aside.write_text("".join(kept))
 
 
+def _rollout_files(folder: Path) -> Iterator[Path]:
+    return (folder / "rollouts").glob("step-*-rank-*.parquet")
+
+
 def truncate_rollouts(folder: Path, step: int) -> None:
     """Delete what was sampled after `step` optimiser steps and later, and TRL's tables of later steps."""
-    for path in (folder / "rollouts").glob("step-*-rank-*.parquet"):
+    for path in _rollout_files(folder):
         if int(path.name.split("-")[1]) >= step:
             path.unlink()
     for path in (folder / "completions").glob("completions_*.parquet"):
@@ -176,7 +180,7 @@ def truncate_rollouts(folder: Path, step: int) -> None:
 
 def set_rollouts_aside(folder: Path) -> Path | None:
     """Rename `rollouts`, if there are any in it, to the first of rollouts-1, rollouts-2, … that is free."""
-    if not any((folder / "rollouts").glob("step-*-rank-*.parquet")):
+    if not any(_rollout_files(folder)):
         return None
     names = (folder / f"rollouts-{number}" for number in count(1))
     return (folder / "rollouts").rename(next(path for path in names if not path.exists()))

@@ -176,10 +176,10 @@ def _settings_of_run(run: WantedRun) -> dict[str, Any]:
     Raises:
         InputError: it is another file, such as that of another program, or a recipe.
     """
-    found = run_folder.read_yaml(run.folder / "config.yaml")
+    found, known = run_folder.read_yaml(run.folder / "config.yaml"), known_names()
     if not isinstance(found, dict):
         reason = "it is not a list of settings"
-    elif unknown := [str(key) for key in found if key not in known_names()]:
+    elif unknown := [str(key) for key in found if key not in known]:
         reason = f"{unknown[0]!r} is no setting"
     elif "output_dir" not in found:
         reason = "it has no output_dir"

@@ -27,7 +27,7 @@ from lambda_grpo.packing.proof import (
     same_random_numbers,
     some_parameters,
 )
-from lambda_grpo.packing.rows import pack_rows
+from lambda_grpo.packing.rows import pack_rows, pack_rows_within
 
 _PROOF_TOKENS = {"cpu": 512, "cuda": 4096}  # of the rows that are compared, prompts included
 _SECONDS = 3.0  # that an update of the timed rows should take at most
@@ -62,10 +62,9 @@ class Trial:
     def proof(self, rows: PaddedRows) -> Proof:
         """Compare packed with plain rows, on as many as `_PROOF_TOKENS` allow, two at least."""
         rows = rows.first(_count_within(rows, _PROOF_TOKENS.get(rows.ids.device.type, 4096)))
-        rows = _fitting(rows, self.limit)
+        rows, tree = _first_pass(rows, self.limit)
         names = some_parameters(self.model) if self.differentiable else []
         parameters = parameters_of(self.model, names)
-        tree = pack_rows(rows.ids, rows.mask, rows.width)
         with same_random_numbers(rows.ids.device):
             plain = outcome(partial(self.plain, rows), rows.real, parameters)
             packed = outcome(partial(self.packed, tree), rows.real, parameters)
@@ -102,8 +101,7 @@ class Trial:
         config, parts = self.model.config.get_text_config(), self._parts(rows, rate)
         updates: list[_Update] = []
         for part, share in [(part, True) for part in parts] + [(parts[-1], False)]:
-            part = _fitting(part, self.limit, share)
-            tree = pack_rows(part.ids, part.mask, part.width, share=share)
+            part, tree = _first_pass(part, self.limit, share)
             plain, packed = works(tree, config, part.ids.numel(), in_blocks)
             updates.append(
                 _Update("tree", packed.parts(rate), part, partial(self._pack_and_run, part, share))
@@ -163,15 +161,10 @@ def works(tree: PackedTree, config: Any, padded: int, in_blocks: bool) -> tuple[
     return row_work(tree, config, None if in_blocks else padded), tree_work(tree, config, in_blocks)
 
 
-def _fitting(rows: PaddedRows, limit: int, share: bool = True) -> PaddedRows:
-    """The first rows, as many as one packed row of `limit` tokens holds; one at least. 0: all of them."""
-    count = len(rows.ids)
-    while limit and count > 1:
-        part = rows.first(count)
-        if pack_rows(part.ids, part.mask, part.width, share=share).num_tokens <= limit:
-            break
-        count //= 2
-    return rows.first(count)
+def _first_pass(rows: PaddedRows, limit: int, share: bool = True) -> tuple[PaddedRows, PackedTree]:
+    """The first of the passes that training makes of some rows under this limit: its rows, and its tree."""
+    tree = pack_rows_within(rows.ids, rows.mask, rows.width, limit, share=share)[0]
+    return rows.first(len(tree.index)), tree
 
 
 def _count_within(rows: PaddedRows, tokens: int) -> int:

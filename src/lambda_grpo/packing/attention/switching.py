@@ -40,11 +40,15 @@ def text_part(model: Any) -> Any:
     return decoder if hasattr(decoder, "config") else model  # some call their head "decoder"
 
 
+# Of a model that is switched at the moment: the name of its own attention.
+_plain: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+
+
 @contextmanager
 def switched(model: Any, implementation: str = IMPLEMENTATION) -> Iterator[str]:
     """Inside, the layers of a transformers model take trees; afterwards its attention is what it was.
 
-    Gives the name of the attention that the model uses for plain rows.
+    Gives the name of the attention that the model uses for plain rows, also where it is switched already.
 
     Gradient checkpointing runs layers again in the backward, when the model is back on its own attention: a
     layer that gets a `TreeMask` then switches for that call.
@@ -53,13 +57,17 @@ def switched(model: Any, implementation: str = IMPLEMENTATION) -> Iterator[str]:
         InputError: transformers cannot switch this model's attention.
     """
     before = [(config, config._attn_implementation) for config in _configs(model)]
-    own: str = text_part(model).config._attn_implementation
+    text = text_part(model)
+    outermost = text not in _plain
+    own = _plain.setdefault(text, text.config._attn_implementation)
     try:
         use_tree_attention(model, implementation)
         if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             _switch_when_recomputed(model)
         yield own
     finally:
+        if outermost:
+            del _plain[text]
         for config, implementation in before:
             config._attn_implementation_internal = implementation  # without it transformers sets parts too
 
