@@ -8,6 +8,7 @@ import tempfile
 import textwrap
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,10 +66,16 @@ settings:
   --help-all          list every setting"""
 
 
-_REPRODUCE = (
-    "reproduce: the package no longer holds the experiments; run `python -m experiments` in a checkout of "
-    "its repository"
-)
+_COMMANDS = {
+    "report": ("lambda_grpo.report.report_command", "show the hidden process reward model of rollouts"),
+    "watch": ("lambda_grpo.report.watch_command", "show the report of a running training in your browser"),
+    "effect": ("lambda_grpo.effect.effect_command", "how far a credit's gradient is from GRPO's"),
+    "eval": ("lambda_grpo.evaluating.eval_command", "how good models are at a task"),
+}
+"""Command → its module, imported only when it is asked for, and its line in the help.
+
+Each module has `DESCRIPTION`, `add_arguments(parser)`, and `run(args)`, which returns the exit status.
+"""
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
@@ -93,36 +100,12 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         metavar="RECIPE",
         help="a YAML file, or the name of one of ours (default for embedded, default-other-model for others)",
     )
-    report = commands.add_parser(
-        "report", help="show the hidden process reward model of rollouts", allow_abbrev=False
-    )
-    if command == "report":
-        from lambda_grpo.report import report_command
-
-        report.description = report_command.DESCRIPTION
-        report_command.add_arguments(report)
-    watch = commands.add_parser(
-        "watch", help="show the report of a running training in your browser", allow_abbrev=False
-    )
-    if command == "watch":
-        from lambda_grpo.report import watch_command
-
-        watch.description = watch_command.DESCRIPTION
-        watch_command.add_arguments(watch)
-    effect = commands.add_parser(
-        "effect", help="how far a credit's gradient is from GRPO's", allow_abbrev=False
-    )
-    if command == "effect":
-        from lambda_grpo.effect import effect_command
-
-        effect.description = effect_command.DESCRIPTION
-        effect_command.add_arguments(effect)
-    evaluation = commands.add_parser("eval", help="how good models are at a task", allow_abbrev=False)
-    if command == "eval":
-        from lambda_grpo.evaluating import eval_command
-
-        evaluation.description = eval_command.DESCRIPTION
-        eval_command.add_arguments(evaluation)
+    for name, (module, line) in _COMMANDS.items():
+        each = commands.add_parser(name, help=line, allow_abbrev=False)
+        if name == command:
+            asked = import_module(module)
+            each.description = asked.DESCRIPTION
+            asked.add_arguments(each)
     commands.add_parser("tasks", help="list the tasks")
     for each in commands.choices.values():
         each.set_defaults(parser=each)
@@ -141,9 +124,6 @@ def _unrecognised(parser: argparse.ArgumentParser, rest: Sequence[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0, or 2 after a message about bad input."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["reproduce"]:
-        print(f"lambda-grpo: error: {_REPRODUCE}", file=sys.stderr)
-        return 2
     parser = _parser(given[0] if given else None)
     if not given:
         parser.print_help()
@@ -157,27 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.command == "train":
             return _train(args.config, rest)
         _expect_alone(args.command)
-        if args.command == "report":
-            from lambda_grpo.report import report_command
-
-            return report_command.run(args)
-        if args.command == "watch":
-            from lambda_grpo.report import watch_command
-
-            return watch_command.run(args)
-        if args.command == "effect":
-            from lambda_grpo.effect import effect_command
-
-            return effect_command.run(args)
-        if args.command == "eval":
-            from lambda_grpo.evaluating import eval_command
-
-            return eval_command.run(args)
+        if args.command in _COMMANDS:
+            status: int = import_module(_COMMANDS[args.command][0]).run(args)
+            return status
         return _tasks()
     except LambdaGRPOError as error:
         print(f"lambda-grpo: error{_process()}: {printable(str(error))}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader, `| head` say, has had enough
+    except BrokenPipeError:  # the reader, such as `| head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from experiments.common import command, config_flags, expected
 from experiments.curves import curve_differences
 from experiments.curves.rare_branches import HeadSums, Overshoot
 from experiments.overlap import run as overlap
-from lambda_grpo import InputError, cli
+from lambda_grpo import InputError
 from lambda_grpo.tasks import Problem
 
 ROOT = Path(__file__).parents[2]
@@ -47,14 +47,6 @@ def test_the_list_from_a_checkout() -> None:
     names = ["binary_tree", "branching", "cost", "curves", "llm_curves", "llm_tree", "overlap"]
     assert [line.split()[0] for line in lines] == names
     assert all(line.endswith(("minutes)", "hours)")) for line in lines)
-
-
-@pytest.mark.parametrize("arguments", [[], ["binary-tree", "--quick"], ["--help"]])
-def test_the_package_says_where_the_experiments_went(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["reproduce", *arguments]) == 2
-    assert "run `python -m experiments` in a checkout" in capsys.readouterr().err
 
 
 def test_a_near_miss_is_named(capsys: pytest.CaptureFixture[str]) -> None:
