@@ -11,8 +11,6 @@ Only what a block sampled counts as shared here. That two blocks happen to begin
 does not enter; for the process tree it does.
 """
 
-from typing import Literal, get_args
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -21,8 +19,8 @@ from lambda_grpo.credit.token_credit import Float64, TokenCredit, own_advantages
 from lambda_grpo.errors import InputError, unknown_name
 from lambda_grpo.tree import ProcessTree
 
-Baseline = Literal["outside", "siblings", "mixed"]
-Scale = Literal["group", "none"]
+BASELINES = ("outside", "siblings", "mixed")
+SCALES = ("group", "none")
 
 
 def branch(
@@ -66,10 +64,10 @@ def branch(
            [-0.5 , -0.33],
            [-0.5 , -0.33]], dtype=float32)
     """
-    if baseline not in get_args(Baseline):
-        raise unknown_name("baseline", str(baseline), get_args(Baseline))
-    if scale not in get_args(Scale):
-        raise unknown_name("scale", str(scale), get_args(Scale))
+    if baseline not in BASELINES:
+        raise unknown_name("baseline", str(baseline), BASELINES)
+    if scale not in SCALES:
+        raise unknown_name("scale", str(scale), SCALES)
     scaled = own_advantages(tree, rewards, advantages)
     values = scaled if scale == "group" else np.asarray(rewards, np.float64)
     counted = samples(tree, mask)

@@ -73,8 +73,6 @@ def record(task: Asked, problems: Sequence[Problem], drawn: Sampling) -> dict[st
 
 
 def in_words(record: Mapping[str, Any]) -> str:
-    """The same for the line below the table; nothing of a run whose results do not say it."""
-    if not record:
-        return ""
+    """The same for the line below the table."""
     words = f"{asking.in_words(record)}, {Sampling(**record['sampling']).in_words()}"
     return words[:1].upper() + words[1:]

@@ -113,7 +113,7 @@ def first_goes_ahead() -> Iterator[None]:
 def evaluate(
     model: Any, tokenizer: Any, task: Task, problems: Sequence[Problem], sampling: Sampling, progress: Any
 ) -> Evaluation:
-    """`evaluation.evaluate`, each process answering its share of the problems; all get the same result.
+    """Each process answers its share of the problems; all get the same summary.
 
     Process r of n answers problems r, r + n, …, with a seed of its own: greedy answers are those of one
     process, sampled ones are others of the same distribution.

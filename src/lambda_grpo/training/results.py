@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Trained:
     validated: Validated | None
     seconds: float
     resumed_from: int | None
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, Any]
 
 
 def write(trained: Trained, settings: Mapping[str, Any]) -> None:
@@ -84,8 +84,8 @@ def read(folder: Path) -> Trained:
         model_step=content["model_step"],
         validated=Validated(**_with_nan(content["validation"])) if content["validation"] else None,
         seconds=content["seconds"],
-        resumed_from=content.get("resumed_from"),
-        asked=content.get("asked", {}),
+        resumed_from=content["resumed_from"],
+        asked=content["asked"],
     )
 
 

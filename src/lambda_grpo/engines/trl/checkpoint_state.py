@@ -95,7 +95,7 @@ class Resumable(KeepsState):
         path = checkpoint / _name(self.accelerator.process_index)
         if path.exists():
             self._kept = torch.load(path, map_location="cpu", weights_only=True)
-            self._check_processes(checkpoint, self._kept.get("processes"))
+            self._check_processes(checkpoint, self._kept["processes"])
         else:
             _log.warning("%s is missing: training goes on, but not exactly as it would have", path)
         self._prepare_rollouts(checkpoint)
@@ -116,9 +116,9 @@ class Resumable(KeepsState):
                 _log.warning("output_dir holds the rollouts of another run: they are in %s now", aside)
         self.accelerator.wait_for_everyone()
 
-    def _check_processes(self, checkpoint: Path, before: int | None) -> None:
+    def _check_processes(self, checkpoint: Path, before: int) -> None:
         now = self.accelerator.num_processes
-        if before not in (now, None):
+        if before != now:
             raise InputError(
                 f"checkpoint {str(checkpoint)!r}: got {now} processes, expected {before}, as when it was "
                 "written: a step takes other completions with another number. Start as many, or train anew "

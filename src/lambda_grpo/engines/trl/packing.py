@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, gather_object
@@ -36,8 +36,7 @@ from lambda_grpo.packing.rows import pack_rows_within
 from lambda_grpo.packing.supported import check_dropout, check_layers, check_tokens, inner_model
 from lambda_grpo.training import run_folder
 
-Mode = Literal["auto", "on", "off"]
-MODES: tuple[str, ...] = get_args(Mode)
+MODES = ("auto", "on", "off")
 
 _GROUP = "group"  # (B,) in the batch: the row's group
 
@@ -66,8 +65,8 @@ class TreePacking(KeepsState):
     def load_kept_state(self, kept: Mapping[str, Any]) -> None:
         super().load_kept_state(kept)
         self._unpackable = kept["packing"]["unpackable"]
-        self._proven = tuple(kept["packing"].get("proven", ()))
-        self._learned = kept["packing"].get("learned")
+        self._proven = tuple(kept["packing"]["proven"])
+        self._learned = kept["packing"]["learned"]
 
     @property
     def _may_pack(self) -> bool:
@@ -86,19 +85,8 @@ class TreePacking(KeepsState):
     ) -> PassOutput:
         """As TRL's; `batch_size` is the number of rows that run together, packed or not."""
         plain_pass = super()._get_per_token_logps_and_entropies
-        plain = partial(
-            plain_pass,
-            *(
-                model,
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                batch_size,
-                compute_entropy,
-                compute_aux_loss,
-            ),
-            **inputs,
-        )
+        tokens = (input_ids, attention_mask, logits_to_keep)
+        plain = partial(plain_pass, model, *tokens, batch_size, compute_entropy, compute_aux_loss, **inputs)
         if not self._may_pack:
             return plain()
         for name in [name for name, value in inputs.items() if value is not None]:
@@ -107,7 +95,7 @@ class TreePacking(KeepsState):
             self._give_up("a mixture of experts' auxiliary loss counts every token as often as it occurs")
         if self._learned is None and not torch.is_grad_enabled():
             return plain()
-        rows = PaddedRows(input_ids, attention_mask, logits_to_keep)
+        rows = PaddedRows(*tokens)
         trees = self._pack(rows, batch_size or len(input_ids))
         packable = bool(trees) and self._supports(model, trees)
         self._learn(packable, rows, plain_pass)
@@ -166,9 +154,9 @@ class TreePacking(KeepsState):
             return True
         reason = why_not_packed(
             lambda tree: self._packed_pass(model, tree)[0],
-            lambda ids, mask, width: plain_pass(model, ids, mask, width)[0],
+            lambda rows: plain_pass(model, rows.ids, rows.mask, rows.width)[0],
             vocabulary=inner.get_input_embeddings().num_embeddings,
-            like=torch.empty(0, device=inner.device),
+            device=inner.device,
             narrow=inner.dtype.itemsize < 4 or self.accelerator.mixed_precision != "no",
         )
         reason = next(filter(None, gather_object([reason])), "")
@@ -237,7 +225,7 @@ class TreePacking(KeepsState):
             self._give_up(reason)
 
     def _circumstances(self) -> dict[str, Any]:
-        """What a trial holds for: another run in the same folder may have another model, say."""
+        """What a trial holds for: another run in the same folder may have another model."""
         model, device = inner_model(self.model), self.accelerator.device
         return {
             "model": type(model).__name__,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing import PackedTree
-from lambda_grpo.packing.proof import same_random_numbers
+from lambda_grpo.packing.proof import PaddedRows, same_random_numbers
 from lambda_grpo.packing.rows import pack_rows
 
 #      prompt    completion; 0 is padding
@@ -33,38 +33,39 @@ _WIDE, _NARROW = 1e-2, 0.25  # mean difference of log-probs that rounding may ma
 OWN_WAYS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 PackedPass = Callable[[PackedTree], Tensor]
-PlainPass = Callable[[Tensor, Tensor, int], Tensor]
+PlainPass = Callable[[PaddedRows], Tensor]
 
 
-def why_not_packed(packed: PackedPass, plain: PlainPass, vocabulary: int, like: Tensor, narrow: bool) -> str:
+def why_not_packed(
+    packed: PackedPass, plain: PlainPass, vocabulary: int, device: torch.device, narrow: bool
+) -> str:
     """The reason why a model cannot be packed; "" if its packed log-probs are those of plain rows.
 
     Random numbers are drawn as if nothing had been run.
 
     Args:
         packed: log-probs (R, T) of a packed tree.
-        plain: the same of ids (R, L), their mask, and how many columns are the completions'.
+        plain: the same of padded rows.
         vocabulary: number of token ids.
-        like: any tensor on the model's device.
+        device: the model's.
         narrow: whether the model computes in 16 bits.
 
     Raises:
         RuntimeError: memory has run out, or ranks have lost each other: that says nothing about the model.
     """
-    ids = torch.tensor(_ROWS, device=like.device)
-    mask, ids = (ids > 0).long(), ids % vocabulary
+    ids = torch.tensor(_ROWS, device=device)
+    rows = PaddedRows(ids % vocabulary, (ids > 0).long(), _WIDTH)
     try:
-        with torch.no_grad(), same_random_numbers(like.device):
-            rows = [plain(ids, mask, _WIDTH) for _ in range(2)]
-            tree = packed(pack_rows(ids, mask, _WIDTH))
+        with torch.no_grad(), same_random_numbers(device):
+            first, again = plain(rows), plain(rows)
+            tree = packed(pack_rows(rows.ids, rows.mask, _WIDTH))
     except (torch.OutOfMemoryError, torch.distributed.DistError):
         raise
     except OWN_WAYS as error:
         if should_reduce_batch_size(error):
             raise
         return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-    real = mask[:, -_WIDTH:].bool()
-    noise, off = (float((x - rows[0])[real].abs().mean()) for x in (rows[1], tree))
+    noise, off = (float((x - first)[rows.real].abs().mean()) for x in (again, tree))
     allowed = _NARROW if narrow else _WIDE
     if not noise <= allowed / 10:
         return (

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lambda_grpo.engines.trl.packing_probe import PackedPass, PlainPass
 from lambda_grpo.packing import PackedTree
 from lambda_grpo.packing.cost import Calibration, WayCost, flops_per_second, now, row_work, tree_work
 from lambda_grpo.packing.proof import (
@@ -33,9 +34,6 @@ _PROOF_TOKENS = {"cpu": 512, "cuda": 4096}  # of the rows that are compared, pro
 _SECONDS = 3.0  # that an update of the timed rows should take at most
 _ALL_SECONDS = 4.0  # of all rounds but the first, if they take no longer one by one
 _MOST_ROUNDS = 12
-
-PlainPass = Callable[[PaddedRows], Tensor]
-PackedPass = Callable[[PackedTree], Tensor]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +28,7 @@ from lambda_grpo.packing.supported import inner_model
 from lambda_grpo.sampling import DrawSettings, Request, draw_seed, sample_on_tree
 from lambda_grpo.sampling.plain import NEUTRAL
 
-Sampler = Literal["auto", "tree", "generate"]
-SAMPLERS: tuple[str, ...] = get_args(Sampler)
+SAMPLERS = ("auto", "tree", "generate")
 
 # What we do as `generate` does it, and what does not change what it draws.
 _DRAWING = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
