@@ -11,7 +11,7 @@ from lambda_grpo.errors import InputError
 
 
 def load_custom(kind: str, name: str) -> object:
-    """What `name` points to; `kind` says in messages what it is to be, a task say.
+    """What `name` points to; `kind` says in messages what it is to be, such as a task.
 
     Modules are also looked for in the current folder, which is added to the end of `sys.path`.
 

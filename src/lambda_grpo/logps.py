@@ -18,7 +18,6 @@ def completion_logps(
     completion_ids: Sequence[Sequence[int]],
     *,
     temperature: float = 1.0,
-    width: int | None = None,
 ) -> torch.Tensor:
     """log π(y_it | prompt, y_i,<t) of each completion token, in one forward pass.
 
@@ -30,14 +29,13 @@ def completion_logps(
         prompt_ids: B sequences of token ids, none of them empty.
         completion_ids: B sequences of token ids; they may be empty.
         temperature: the one of sampling; logits are divided by it.
-        width: T, if it is more than the longest completion here, as in a micro-batch of a wider batch.
 
     Returns:
         (B, T) float32 (float64 of a float64 model), 0 past a completion's end.
 
     Raises:
-        InputError: prompts and completions that do not match, none at all, an empty prompt, a temperature or
-            width that is too small.
+        InputError: prompts and completions that do not match, none at all, an empty prompt, or a
+            temperature that is not positive.
 
     >>> from types import SimpleNamespace
     >>> def uniform(input_ids, **_):
@@ -49,9 +47,6 @@ def completion_logps(
     _check(prompt_ids, completion_ids, temperature)
     start = max(map(len, prompt_ids))
     longest = max(map(len, completion_ids))
-    width = longest if width is None else width
-    if width < longest:
-        raise InputError(f"width: expected at least the longest completion's {longest} tokens, got {width}")
 
     ids = torch.zeros((len(prompt_ids), start + longest), dtype=torch.long)  # padding may have any id
     mask = torch.zeros_like(ids)
@@ -73,8 +68,7 @@ def completion_logps(
     logits = output.logits[:, -(longest + 1) : -1]  # a position predicts the next token
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     chosen = logits.gather(2, ids[:, start:, None]).squeeze(2) - logits.logsumexp(dim=2)
-    logps = torch.where(mask[:, start:].bool(), chosen, 0)
-    return torch.nn.functional.pad(logps, (0, width - longest))
+    return torch.where(mask[:, start:].bool(), chosen, 0)
 
 
 def _check(

@@ -170,11 +170,11 @@ class ProcessTree:
         spans = zip((row_start + self.start).tolist(), (row_start + self.end).tolist(), strict=True)
         return np.concatenate([self._flat[a:b] for a, b in spans])
 
-    def per_token(self, values: ArrayLike, fill: float = 0) -> NDArray[Any]:
-        """Spread one value per node, (N,), over its tokens: (G, T), `fill` past the end."""
+    def per_token(self, values: ArrayLike) -> NDArray[Any]:
+        """Spread one value per node, (N,), over its tokens: (G, T), 0 past the end."""
         values_N = np.asarray(values)
         by_index = np.empty(len(values_N) + 1, values_N.dtype)
-        by_index[:-1], by_index[-1] = values_N, fill  # step_index is -1 past the end
+        by_index[:-1], by_index[-1] = values_N, 0  # step_index is -1 past the end
         return by_index[self.step_index]
 
     def policy_tokens(self, mask: ArrayLike | None = None) -> NDArray[np.bool_]:

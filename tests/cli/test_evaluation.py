@@ -17,7 +17,14 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from lambda_grpo import InputError, cli, policy
 from lambda_grpo.evaluating.completions import Sampling, complete, encode
-from lambda_grpo.evaluating.evaluation import Answers, Evaluation, answer, differences, evaluate, summarise
+from lambda_grpo.evaluating.evaluation import (
+    Answers,
+    Evaluation,
+    answer,
+    differences,
+    summarise,
+    usual_pass_at,
+)
 from lambda_grpo.evaluating.intervals import Estimate, bootstrap, pass_at_k
 from lambda_grpo.policy import embedded
 from lambda_grpo.tasks import Problem
@@ -168,10 +175,9 @@ def test_paired_differences() -> None:
 def test_scripted_answers_are_scored_one_by_one() -> None:
     model = Scripted("1", "0.5", "?", "0", "1", "1", "0", "?")  # 3 samples × 2 problems, then greedy
     shown = []
-    evaluation = evaluate(
-        model, TOKENIZER, Marks(), PROBLEMS, Sampling(samples=3, batch_size=4, generation_kwargs=BY_GENERATE),
-        lambda *at: shown.append(at),
-    )  # fmt: skip
+    sampling = Sampling(samples=3, batch_size=4, generation_kwargs=BY_GENERATE)
+    answers = answer(model, TOKENIZER, Marks(), PROBLEMS, sampling, lambda *at: shown.append(at))
+    evaluation = summarise(answers, usual_pass_at(3))
     # First problem: 1, .5, ?; second: 0, 1, 1; greedy 0 and ?.
     assert evaluation.sampled_accuracy.mean == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert evaluation.mean_reward.mean == pytest.approx((1.5 / 2 + 2 / 3) / 2)

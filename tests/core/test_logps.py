@@ -135,15 +135,6 @@ def test_they_are_those_of_the_policy_that_samples(model_and_tolerance):
     close(got, expected.to(got.dtype), max(tolerance, 1e-6))  # generate keeps logits in float32
 
 
-def test_width_adds_zeros_to_the_right():
-    torch.manual_seed(0)
-    model = gpt2().eval()
-    logps = completion_logps(model, PROMPTS, COMPLETIONS)
-    wider = completion_logps(model, PROMPTS, COMPLETIONS, width=6)
-    close(wider[:, :4], logps, 0)
-    assert not wider[:, 4:].any()
-
-
 def test_empty_completions_have_no_log_probs_and_a_gradient_of_zero():
     model = gpt2().eval()
     logps = completion_logps(model, PROMPTS, [[], [], []])
@@ -163,7 +154,6 @@ def test_bfloat16_models_give_float32():
         ([[1], []], [[2], [3]], {}, "prompt_ids: #1 is empty"),
         ([[1]], [[2], [3]], {}, "completion_ids: expected one per prompt and at least one, got 2 for 1"),
         ([], [], {}, "completion_ids: expected one per prompt and at least one, got 0"),
-        ([[1]], [[2, 3]], {"width": 1}, "width: expected at least the longest completion's 2 tokens, got 1"),
         ([[1]], [[2]], {"temperature": 0.0}, "temperature: expected a positive number, got 0.0"),
     ],
 )

@@ -21,7 +21,7 @@ def get_credit(name: str, kwargs: Mapping[str, Any] | None = None) -> Credit:
         name: a key of `CREDITS`, or a function of the user's: `my_module:my_credit`, `my_file.py:my_credit`.
 
     Raises:
-        InputError: an unknown credit or an unknown parameter, with the nearest miss; not a credit (`own`).
+        InputError: an unknown credit or parameter, with the nearest miss; not a credit (`load_own`).
     """
     if name not in CREDITS and ":" not in name:
         raise unknown_name("credit", name, CREDITS)

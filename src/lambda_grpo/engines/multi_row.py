@@ -46,7 +46,6 @@ class Row:
 class _Strand:
     """Rows of one rollout that each begin the next longer one; `rows` are their numbers."""
 
-    rollout: Hashable
     ids: NDArray[Any]
     mask: NDArray[np.bool_]
     rows: list[int]
@@ -121,7 +120,7 @@ def _strands(rows: Sequence[Row], numbers: list[int]) -> list[_Strand]:
         if holders:
             holders[0].rows.append(number)
         else:
-            strands.append(_Strand(row.rollout, row.ids, row.mask.copy(), [number]))
+            strands.append(_Strand(row.ids, row.mask.copy(), [number]))
     return strands
 
 

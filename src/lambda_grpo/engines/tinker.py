@@ -10,7 +10,7 @@ weights its term:
 
 The cookbook's KL penalty (`kl_penalty_coef`) is added to the advantages afterwards, so it stays unweighted,
 unlike the paper's. A trajectory may be several datums, and an observation may repeat earlier actions: see
-`rollout_rows` for what |λ| counts. Tested with tinker 0.38.0 and tinker-cookbook 0.5.8; how to use it:
+`multi_row` for what |λ| counts. Tested with tinker 0.38.0 and tinker-cookbook 0.5.8; how to use it:
 docs/tinker.md.
 """
 

@@ -85,19 +85,6 @@ class Evaluation:
     unscorable: int
 
 
-def evaluate(
-    model: Any,
-    tokenizer: Any,
-    task: Task,
-    problems: Sequence[Problem],
-    sampling: Sampling,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """`summarise` what `answer` returns, with pass@k for 2, 4, 8, … and all samples."""
-    answers = answer(model, tokenizer, task, problems, sampling, progress)
-    return summarise(answers, usual_pass_at(sampling.samples))
-
-
 def usual_pass_at(samples: int) -> tuple[int, ...]:
     """The powers of two up to the number of samples, and that number; without 1, which is the accuracy.
 

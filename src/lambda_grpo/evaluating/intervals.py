@@ -34,7 +34,7 @@ class Estimate:
         return format(self)
 
 
-def bootstrap(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:
+def bootstrap(values: ArrayLike, *, resamples: int = 2000) -> Estimate:
     """Mean of `values` (P,), one per problem, with the percentile bootstrap's 95% interval; NaN is left out.
 
     Equal values, so a single one too, give an interval of no width.
@@ -46,17 +46,17 @@ def bootstrap(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Est
     x = x[~np.isnan(x)]
     if not len(x):
         return Estimate(math.nan, math.nan, math.nan)
-    low, high = np.quantile(resampled_means(x, resamples=resamples, seed=seed), [0.025, 0.975])
+    low, high = np.quantile(resampled_means(x, resamples=resamples), [0.025, 0.975])
     return Estimate(float(x.mean()), float(low), float(high))
 
 
-def resampled_means(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Floats:
+def resampled_means(values: ArrayLike, *, resamples: int = 2000) -> Floats:
     """Means of `values` (P, …) over P rows drawn with replacement, as often as `resamples`: (resamples, …).
 
     What lies in one row is drawn together: columns that share their rows are compared in pairs.
     """
     x = np.asarray(values, np.float64)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     at_once = max(1, 2**18 // x.size)  # few numpy calls, little memory
     draws = (
         rng.integers(0, len(x), (min(at_once, resamples - i), len(x))) for i in range(0, resamples, at_once)
@@ -64,15 +64,15 @@ def resampled_means(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) 
     return np.concatenate([x[rows].mean(axis=1) for rows in draws])
 
 
-def bootstrap_mean(groups: Sequence[ArrayLike], *, resamples: int = 2000, seed: int = 0) -> Estimate:
+def bootstrap_mean(groups: Sequence[ArrayLike]) -> Estimate:
     """The mean of the groups' means, each group counting the same; problems are resampled within their group.
 
     >>> bootstrap_mean([[1.0], [0.0, 0.0, 0.0]])
     Estimate(mean=0.5, low=0.5, high=0.5)
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     arrays = [np.asarray(group, np.float64) for group in groups]
-    drawn = [[x[rng.integers(0, len(x), len(x))].mean() for x in arrays] for _ in range(resamples)]
+    drawn = [[x[rng.integers(0, len(x), len(x))].mean() for x in arrays] for _ in range(2000)]
     low, high = np.quantile(np.mean(drawn, axis=1), [0.025, 0.975])
     return Estimate(float(np.mean([x.mean() for x in arrays])), float(low), float(high))
 

@@ -34,8 +34,6 @@ from lambda_grpo.packing.attention.blocks import BLOCK, PaddedTree, block_table
 from lambda_grpo.packing.attention.plan import planned_size
 from lambda_grpo.packing.layout import PackedTree
 
-WORTHWHILE = 1.1  # pack if `predicted_gain` is at least this, before anything is timed
-
 _SECONDS_PER_PIECE = 160e-6
 _PULL = 0.05  # of a fit towards the guess, against 1 of a timed update
 _UNGATED = {"gpt2", "gpt_neox", "gptj", "opt", "phi", "starcoder2", "gpt_neo", "gpt_bigcode"}
@@ -165,18 +163,6 @@ def row_work(packed: PackedTree, config: Any, projected: int | None = None) -> W
     return _work(config, rows * width, rows * width**2, predicted, pieces=1)
 
 
-def predicted_gain(
-    packed: PackedTree, config: Any, projected: int | None = None, rate: float | None = None
-) -> float:
-    """How many times faster an update on the packed tree should be than on plain rows, on this machine's CPU.
-
-    Args and shapes as for `row_work`. TRL on CPU projects every position: pass rows × width for `projected`.
-    `rate` is in floating-point operations per second; None: `flops_per_second` measures it.
-    """
-    rate = rate or flops_per_second(torch.get_num_threads())
-    return row_work(packed, config, projected).seconds(rate) / tree_work(packed, config).seconds(rate)
-
-
 def _block_pairs(packed: PackedTree) -> int:
     tree = PaddedTree.of(packed.subtree_end.cpu().numpy(), packed.position.cpu().numpy())
     return int(block_table(tree).some.sum()) * BLOCK**2
@@ -223,7 +209,7 @@ def _layer_weights(config: Any) -> int:
 
 @cache
 def flops_per_second(threads: int, kind: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
-    """Of a matrix product with this number of threads: the best of five, about 50 ms in all."""
+    """Of a matrix product: the best of five, about 50 ms in all. `threads` only tells measurements apart."""
     device = torch.device(kind)
     size = 1024 if kind == "cpu" else 8192
     a, b = (torch.ones(n, size, device=device, dtype=dtype) for n in (size // 2, size))

@@ -108,7 +108,8 @@ def pack(prompt_ids: ArrayLike, tree: ProcessTree, mask: ArrayLike | None = None
 def pack_whole(tree: ProcessTree, prompt_lengths: NDArray[np.integer]) -> PackedTree:
     """Lay out a tree of whole rows: prompt and completion as one sequence each.
 
-    Prompts share what they have in common too, a system prompt say, so this finds more to share than `join`.
+    Prompts share what they have in common too, such as a system prompt. So this finds more to share than
+    `join`.
 
     Args:
         tree: of rows of any number of groups.
@@ -212,8 +213,8 @@ def _prompt(prompt_ids: ArrayLike) -> NDArray[np.int64]:
     prompt = np.asarray(prompt_ids)
     if prompt.ndim != 1 or len(prompt) == 0 or prompt.dtype.kind not in "iu":
         raise InputError(
-            "prompt_ids: expected at least one token id, in one dimension, for something must predict the "
-            f"completions' first token; got shape {prompt.shape}, dtype {prompt.dtype}"
+            "prompt_ids: expected at least one token id, in one dimension, because something must predict "
+            f"the completions' first token; got shape {prompt.shape}, dtype {prompt.dtype}"
         )
     if prompt.min() < 0:
         raise InputError(

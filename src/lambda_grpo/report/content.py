@@ -5,7 +5,7 @@ The page embeds this object and draws from nothing else; `report.json` is the sa
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,7 @@ def report_content(paths: Sequence[str | Path], options: ReportOptions) -> dict[
         "correct_at": options.correct_at,
         "runs": _runs(reader, analysis, origins, forks),
         "steps": _columns(analysis.steps()),
-        "left_out": {
-            "rows": left_out.rows,
-            "groups": left_out.groups,
-            "files": left_out.files,
-            "examples": left_out.examples,
-        },
+        "left_out": asdict(left_out),
         "notes": notes,
         "groups_total": len(analysis.groups["run"]),
         "groups_cut": cut,

@@ -35,8 +35,8 @@ class Sample:
     _count: int = 0
 
     def offer(self, group: Group, tree: ProcessTree, row: Row) -> None:
-        """Keep the group if it outranks one that is kept. Its arrays are copied, for they are views of a
-        whole batch."""
+        """Keep the group if it outranks one that is kept. Its arrays are copied, because they are views
+        of a whole batch."""
         self._count += 1
         draw = zlib.crc32(f"{group.step} {group.name}".encode("utf-8", "surrogatepass"))
         for heap, key in ((self._best, _score(row)), (self._drawn, -draw)):

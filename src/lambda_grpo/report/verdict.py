@@ -100,7 +100,9 @@ def _depth(means: Mapping[str, Any], flat_groups: int) -> str:
     if math.isnan(depth):
         return "There is no hidden process reward model, because no completion has a token"
     if flat_groups == groups:
-        shared = " (shared is the beginning of all, or a whole completion)" if means["shared_tokens"] else ""
+        shared = (
+            " (what is shared begins all completions, or is a whole one)" if means["shared_tokens"] else ""
+        )
         return (
             f"The hidden process reward model is trivial: no completion passes an intermediate step{shared}"
         )

@@ -76,8 +76,7 @@ def sample(
         batch_size: rows at a time; others join when some have ended.
         cached_tokens: what the cache may hold, rows × (longest prompt + T); None: no bound.
         branches: where the completions of a prompt fork; until then those of a block are sampled as one.
-        None: they are
-            independent.
+            None: they are independent.
 
     Raises:
         InputError: an empty prompt, ids beyond the vocabulary, more positions than the model knows, an end

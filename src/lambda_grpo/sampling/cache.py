@@ -31,10 +31,10 @@ class ColumnBuffer:
         left, right: the columns in use.
     """
 
-    def __init__(self, data: Tensor, spare: int = SPARE) -> None:
+    def __init__(self, data: Tensor) -> None:
         self._data = data.new_empty(0)
         self.rows, self.left, self.right = data.shape[0], 0, 0
-        self._reserve(data.shape, spare)
+        self._reserve(data.shape, SPARE)
         self._data[:, :, : data.shape[2]] = data
         self.right = data.shape[2]
 

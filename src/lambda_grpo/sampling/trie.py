@@ -96,8 +96,8 @@ class PromptTrie:
         """Stretches that are worth being kept once; one after the other they are the beginning of a row.
 
         Args:
-            worth: kept is a stretch whose further copies, one a row, would hold so many tokens. A shorter one
-                is joined to the next on its path.
+            worth: a stretch is kept if its further copies, one a row, would hold so many tokens. A shorter
+                one is joined to the next on its path.
 
         The rows must be in depth-first order.
 

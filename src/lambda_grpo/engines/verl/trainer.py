@@ -12,10 +12,10 @@ are fetched from TransferQueue with the ids, weighted, and put back. How the wei
   KL included. (For losses with one ratio per sequence this *is* our definition of λ-GRPO.)
 
 The entropy bonus stays unweighted. Padding rows have no policy token and stay as they are. For rollouts that
-are several rows see `rollout_rows`. Tested with verl 0.9.1; how to use it: docs/verl.md.
+are several rows see `multi_row`. Tested with verl 0.9.1; how to use it: docs/verl.md.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -119,10 +119,7 @@ class LambdaSyncTrainer(PPOTrainerSync):
         self._settings = read_settings(config)
         self._weights_in_loss = not _product_is_exact(config)
         with open_dict(config):  # verl logs the config: leave in it what was resolved
-            config.trainer.v1[MODE] = {
-                "credit": self._settings.credit,
-                "credit_kwargs": self._settings.credit_kwargs,
-            }
+            config.trainer.v1[MODE] = asdict(self._settings)
             # verl compares the name with "sync": any other would get the asynchronous replay buffer.
             config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)

@@ -45,13 +45,12 @@ class TreeLayout:
     Attributes:
         subtree_end: (N,) int64, depth-first: one past the last token of each token's subtree.
         position: (N,) int64, each token's distance from its root.
-        method: `auto`, FlexAttention where it has a kernel and pieces elsewhere; `pieces`; `flex`; or
-            `dense`, one N×N mask, the literal and slow way, to compare with.
+        method: `auto`, FlexAttention where it has a kernel and pieces elsewhere; `pieces`; or `flex`.
     """
 
     subtree_end: Tensor
     position: Tensor
-    method: Literal["auto", "pieces", "flex", "dense"] = "auto"
+    method: Literal["auto", "pieces", "flex"] = "auto"
     _plans: dict[Any, list[Block]] = field(default_factory=dict, repr=False)
     _rows: dict[Any, list[QueryRows]] = field(default_factory=dict, repr=False)
     _block_masks: dict[int | None, Any] = field(default_factory=dict, repr=False)
@@ -141,8 +140,6 @@ def tree_attention(q: Tensor, k: Tensor, v: Tensor, mask: TreeMask, scores: Scor
         scores: how scores are made.
     """
     method = mask.layout.method
-    if method == "dense":
-        return dense_attention(q, k, v, mask.layout.mask(mask.window), scores)
     if method == "flex" or (method == "auto" and has_kernel(q, v)):
         return flex_tree_attention(q, k, v, mask.layout.block_mask(mask.window), scores)
     rows = mask.layout.rows(q, mask.window, stores_scores(q, v, scores.softcap))

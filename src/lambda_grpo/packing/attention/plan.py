@@ -15,7 +15,7 @@ N is the number of tokens. A *path* is a list of ranges of tokens, from the root
 position i.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -129,16 +129,6 @@ def planned_size(
     forest = _forest(subtree_end, position, None)
     spans = _join_short(forest, list(_chains(forest)), overhead)
     return sum(_cost(forest, span, 0) for span in spans), sum(_num_pieces(forest, span) for span in spans)
-
-
-def num_pairs(plan: Sequence[Block]) -> int:
-    """Query-key pairs that a plan computes; half of a causal square, and all of a masked piece."""
-    pairs = 0
-    for block in plan:
-        rows = block.stop - block.start
-        for piece in block.pieces:
-            pairs += rows * (rows + 1) // 2 if piece.causal else rows * piece.num_keys
-    return pairs
 
 
 def _forest(subtree_end: NDArray[np.integer], position: NDArray[np.integer], window: int | None) -> _Forest:
