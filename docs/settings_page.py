@@ -41,7 +41,18 @@ there is one, `report_to: none`, `logging_steps: 1`, `save_rollouts: true`; and 
 `eval_strategy`, `eval_steps`, `eval_on_start`, `per_device_eval_batch_size`, `save_strategy`,
 `save_total_limit`, `load_best_model_at_end` and `metric_for_best_model`.
 
-The tables are written by `docs/settings_page.py` from the code, with the versions in
+## Recipes and dry runs
+
+A recipe is a YAML file of settings. It may begin with `extends: NAME` (one of ours, or a path), and then says
+only what differs.
+
+`--dry_run` works with every recipe. It replaces the model by a tiny random one of the same class, a data set
+of the Hub by a few lines in its form, and sizes by small ones, and it says so. Then it trains for two steps,
+validation and best checkpoint included. It needs no network and takes seconds. It shows that the settings fit
+together and with the installed versions. It shows nothing about memory, speed or learning. Its run folder is
+thrown away unless `--output_dir` names one.
+
+The tables below are written by `docs/settings_page.py` from the code, with the versions in
 [constraints.txt](../constraints.txt).
 """
 TRL = """\
