@@ -29,6 +29,7 @@ from tiny_trainers import (
 from trl import GRPOTrainer
 
 from lambda_grpo import ProcessTree, credit
+from lambda_grpo.errors import LambdaGRPOError
 from lambda_grpo.rollouts import RolloutReader
 
 
@@ -161,6 +162,30 @@ def test_several_turns(tmp_path: Path) -> None:
     # Strictly between root and leaf with a policy token: the root holds action a alone.
     # {0,1,2} "b a end" is a leaf; {3,4,5} "c" holds an observation only.
     assert trainer._metrics["train"]["tree/path_depth"] == [0]
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all trained", "truncated ones masked"])
+def test_only_what_the_policy_wrote_counts_as_sampled(tmp_path: Path, masked: bool) -> None:
+    """Rows of different lengths: TRL pads their tool mask with ones, and masks truncated rows whole."""
+    a, end = TOKENIZER.convert_tokens_to_ids("a"), TOKENIZER.eos_token_id
+    turns = [([a, a, a, end], [1, 0, 1, 1]), ([a, a], [0, 1]), ([end], [1])] * (2 * len(PROMPTS))
+
+    def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        return {
+            "prompt_ids": [TOKENIZER(prompt)["input_ids"] for prompt in prompts],
+            "completion_ids": [ids for ids, _ in turns],
+            "logprobs": None,
+            "env_mask": [mask for _, mask in turns],
+        }
+
+    trainer = make_trainer(
+        tmp_path, mask_truncated_completions=masked, trainer_kwargs={"rollout_func": rollout}
+    )
+    micro_batches(trainer)
+    assert trainer._metrics["train"]["tree/sampled_tokens"] == [(3 + 1 + 1) * len(turns) / 3]
+    turns[4] = ([], [])
+    with pytest.raises(LambdaGRPOError, match="completion #4 of 24 has no tokens"):
+        micro_batches(trainer)
 
 
 def test_prompts_that_differ_within_a_group(tmp_path: Path) -> None:

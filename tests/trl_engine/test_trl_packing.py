@@ -204,6 +204,23 @@ def test_training_on_and_off_ends_at_the_same_weights(
     assert_close(trained[0], trained[1], 1e-9)
 
 
+@pytest.mark.parametrize("mode", ["on", "auto"])
+def test_old_and_reference_passes_agree_with_the_policys(tmp_path: Path, mode: str) -> None:
+    """Learned positions, prompts of unequal length: the first passes are plain, later ones may be packed."""
+    trainer = make_trainer(
+        tmp_path, model=gpt2_float64().float(), tree_packing=mode, num_iterations=2, beta=0.1, max_steps=4,
+        learning_rate=0.0, per_device_train_batch_size=12, gradient_accumulation_steps=2,
+    )  # fmt: skip
+    if mode == "auto":
+        plant(trainer, 100.0, 1.0)
+    trainer.train()
+    rows = trainer.state.log_history[:4]
+    assert [row["tree/packed"] for row in rows] == [1] * 4
+    for row in rows:
+        assert abs(row["kl"]) < 1e-6
+        assert row["clip_ratio/region_mean"] == 0
+
+
 def plant(trainer: Any, rows: float, tree: float, reason: str = "") -> None:
     """An earlier trial in the run's folder, which says how much slower than guessed either way is."""
     found = Calibration(1e10, WayCost(factor=rows), WayCost(factor=tree)).as_numbers()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tiny_trainers import (
     micro_batches,
     qwen2,
 )
+from transformers import Qwen2ForCausalLM
 from trl import GRPOTrainer
 
 from lambda_grpo import InputError
@@ -117,6 +119,22 @@ def dropping_out() -> Any:
     return model
 
 
+A = TOKENIZER.convert_tokens_to_ids("a")
+
+
+class WithoutA(Qwen2ForCausalLM):
+    """A user's logits processor, in the only place that TRL leaves for it."""
+
+    def generate(self, **given: Any) -> Any:
+        return super().generate(**given, suppress_tokens=[A])
+
+
+def subclassed() -> Any:
+    model = WithoutA(qwen2().config)
+    model.load_state_dict(qwen2().state_dict())
+    return model
+
+
 ELSEWHERE: dict[str, tuple[dict[str, Any], str]] = {
     "dropout": ({"model": dropping_out}, "dropout 0.1 is active"),
     "unknown setting": (
@@ -126,6 +144,7 @@ ELSEWHERE: dict[str, tuple[dict[str, Any], str]] = {
     "another cache": ({"cache_implementation": "static"}, "set cache_implementation, which"),
     "beams": ({"generation_kwargs": {"num_beams": 2}}, "set num_beams, which"),
     "no longest completion": ({"max_completion_length": None}, "max_completion_length is not set"),
+    "generate of the class": ({"model": subclassed}, "WithoutA has a generate of its own"),
     "greedy": ({"generation_kwargs": {"do_sample": False}}, "set do_sample, which"),
 }
 
@@ -150,6 +169,15 @@ def test_what_is_not_ours_goes_the_way_of_trl(
     trainer = make_trainer(tmp_path, **{"sampler": "tree", **settings, "model": make_model()})
     with pytest.raises(InputError, match=r"sampler: got 'tree', but .*Set sampler='auto'"):
         turn(trainer)
+
+
+def test_a_generate_of_the_users_own(tmp_path: Path, calls: list[Any]) -> None:
+    trainer = make_trainer(tmp_path, sampler="auto", model=subclassed())
+    assert not any(A in ids for ids in completions_of(turn(trainer)))
+    trainer = make_trainer(tmp_path, sampler="auto")
+    trainer.model.generate = partial(trainer.model.generate, suppress_tokens=[A])
+    assert not any(A in ids for ids in completions_of(turn(trainer)))
+    assert not calls
 
 
 def test_the_settings_of_the_model_count_where_trl_leaves_them_open(tmp_path: Path) -> None:

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 
 from lambda_grpo.errors import InputError
-from lambda_grpo.packing.attention.switching import text_part
+from lambda_grpo.packing.positions import check_positions
 
 _STATEFUL = re.compile(
     r"Mamba|SSM|RWKV|Rwkv|DeltaNet|DeltaAttention|LinearAttention|LightningAttention|Recurrent|ShortConv|xLSTM|LSTM"
 )
 _LAYER_TYPES = {"full_attention", "sliding_attention", "attention", "dense", "sparse"}
-_POSITION_TABLES = {"wpe", "embed_positions", "position_embeddings", "position_embedding"}
 _RANDOM = re.compile(r"drop|jitter|noise")  # in the names of numbers that layers pass to functions
 _SELECTS_KEYS = re.compile(r"Indexer")  # a token sees the keys that score best, of the whole row
 _OWN_MASKS = {"chameleon": "it masks the logits of image tokens"}  # by model_type
@@ -136,19 +135,3 @@ def check_tokens(model: Any, ids: torch.Tensor, position: torch.Tensor) -> None:
     if int(ids.max()) >= vocabulary:
         raise InputError(f"token id {int(ids.max())} is beyond the model's vocabulary of {vocabulary}")
     check_positions(model, int(position.max()) + 1, "prompt and completion")
-
-
-def check_positions(model: Any, count: int, what: str) -> None:
-    """Refuse more positions than a model has learned a table of; one that computes them knows any.
-
-    Raises:
-        InputError: naming the table.
-    """
-    config = model.config.get_text_config()
-    text = set(text_part(model).modules())  # the towers of images and sounds have tables of their own
-    for name, module in model.named_modules():
-        table = isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES
-        if table and module in text:
-            limit = getattr(config, "max_position_embeddings", module.num_embeddings)
-            if count > limit:
-                raise InputError(f"{what} need {count} positions, {name} knows {limit}")

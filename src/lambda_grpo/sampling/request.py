@@ -9,7 +9,8 @@ import torch
 
 from lambda_grpo.branching import BranchPlan
 from lambda_grpo.errors import InputError, expect
-from lambda_grpo.packing.supported import check_positions, inner_model
+from lambda_grpo.packing.positions import check_positions
+from lambda_grpo.packing.supported import inner_model
 from lambda_grpo.sampling.draw import DrawSettings
 
 Seed = int | torch.Generator | None

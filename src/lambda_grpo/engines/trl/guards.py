@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lambda_grpo.engines.trl.checkpoint_state import KeepsState
+from lambda_grpo.engines.trl.ranks import check_answered
 from lambda_grpo.engines.trl.reward_limits import guarded
 from lambda_grpo.errors import LambdaGRPOError
 
@@ -44,13 +45,7 @@ class Guarded(KeepsState):
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         completion_ids, *rest = super()._generate_single_turn(*args, **kwargs)
-        for i, ids in enumerate(completion_ids):
-            if len(ids) == 0:  # TRL would fail with an IndexError
-                raise LambdaGRPOError(
-                    f"completion #{i} of {len(completion_ids)} has no tokens, which TRL cannot train on: an "
-                    "empty answer has its end-of-sequence token. Let generation return that (stop strings "
-                    "drop it)"
-                )
+        check_answered(completion_ids)
         return completion_ids, *rest
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -31,6 +31,7 @@ from lambda_grpo.engines.trl.packing_trial import Trial, works
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing import PackedTree, tree_logps_and_entropies
 from lambda_grpo.packing.cost import Calibration
+from lambda_grpo.packing.positions import padding_not_counted
 from lambda_grpo.packing.proof import PaddedRows
 from lambda_grpo.packing.rows import pack_rows_within
 from lambda_grpo.packing.supported import check_dropout, check_layers, check_tokens, inner_model
@@ -84,11 +85,11 @@ class TreePacking(KeepsState):
         **inputs: Any,
     ) -> PassOutput:
         """As TRL's; `batch_size` is the number of rows that run together, packed or not."""
-        plain_pass = super()._get_per_token_logps_and_entropies
         tokens = (input_ids, attention_mask, logits_to_keep)
-        plain = partial(plain_pass, model, *tokens, batch_size, compute_entropy, compute_aux_loss, **inputs)
+        given = (model, *tokens, batch_size, compute_entropy, compute_aux_loss)
         if not self._may_pack:
-            return plain()
+            return super()._get_per_token_logps_and_entropies(*given, **inputs)
+        plain = partial(self._plain_pass, *given, **inputs)
         for name in [name for name, value in inputs.items() if value is not None]:
             self._give_up(f"{name} cannot be packed")
         if compute_aux_loss:
@@ -98,13 +99,17 @@ class TreePacking(KeepsState):
         rows = PaddedRows(*tokens)
         trees = self._pack(rows, batch_size or len(input_ids))
         packable = bool(trees) and self._supports(model, trees)
-        self._learn(packable, rows, plain_pass)
+        self._learn(packable, rows)
         worthwhile = packable and not self._unpackable and self._pays(model, trees, rows)
-        if not self._all_pack(worthwhile, trees, partial(self._proves, model, plain_pass)):
+        if not self._all_pack(worthwhile, trees, partial(self._proves, model)):
             return plain()
         scores = [self._packed_pass(model, tree) for tree in trees]
         logps, entropies = (torch.cat(parts) for parts in zip(*scores, strict=True))
         return logps, entropies if compute_entropy else None, None
+
+    def _plain_pass(self, model: Any, *args: Any, **inputs: Any) -> PassOutput:
+        with padding_not_counted(inner_model(model)):
+            return super()._get_per_token_logps_and_entropies(model, *args, **inputs)
 
     def _packed_pass(self, model: Any, tree: PackedTree) -> tuple[Tensor, Tensor]:
         with self.accelerator.autocast():
@@ -146,7 +151,7 @@ class TreePacking(KeepsState):
             self._metrics["train"]["tree/raw_per_unique"].append(raw / unique)
         return worthwhile
 
-    def _proves(self, model: Any, plain_pass: Any) -> bool:
+    def _proves(self, model: Any) -> bool:
         """Whether a model gives right log-probs when it is packed; tried once, by all ranks together."""
         inner = inner_model(model)
         name = f"{type(inner).__name__} in {'training' if inner.training else 'evaluation'}"
@@ -154,7 +159,7 @@ class TreePacking(KeepsState):
             return True
         reason = why_not_packed(
             lambda tree: self._packed_pass(model, tree)[0],
-            lambda rows: plain_pass(model, rows.ids, rows.mask, rows.width)[0],
+            lambda rows: self._plain_pass(model, rows.ids, rows.mask, rows.width)[0],
             vocabulary=inner.get_input_embeddings().num_embeddings,
             device=inner.device,
             narrow=inner.dtype.itemsize < 4 or self.accelerator.mixed_precision != "no",
@@ -196,7 +201,7 @@ class TreePacking(KeepsState):
     def _in_blocks(self) -> bool:
         return bool(self.accelerator.device.type == "cuda")
 
-    def _learn(self, packable: bool, rows: PaddedRows, plain_pass: Any) -> None:
+    def _learn(self, packable: bool, rows: PaddedRows) -> None:
         """On the first update that all ranks can pack: prove packing right here, and time both ways.
 
         What is learned goes into the run folder at once. So a run that is killed before its first checkpoint,
@@ -214,9 +219,9 @@ class TreePacking(KeepsState):
         found = json.loads(path.read_text()) if path.exists() else {}
         circumstances = self._circumstances()
         if not all(gather_object([found.get("circumstances") == circumstances])):
-            if not self._proves(self.model, plain_pass):
+            if not self._proves(self.model):
                 return
-            found = {"circumstances": circumstances} | self._try_out(rows, plain_pass)
+            found = {"circumstances": circumstances} | self._try_out(rows)
             path.parent.mkdir(parents=True, exist_ok=True)
             run_folder.write_json(path, found)
         self._learned = found
@@ -240,13 +245,13 @@ class TreePacking(KeepsState):
             **{name: version(name) for name in ("torch", "transformers", "lambda-grpo")},
         }
 
-    def _try_out(self, rows: PaddedRows, plain_pass: Any) -> dict[str, Any]:
+    def _try_out(self, rows: PaddedRows) -> dict[str, Any]:
         model = self.model
         reentrant = (self.args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
         sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         trial = Trial(
             inner_model(model),
-            plain=lambda part: plain_pass(model, part.ids, part.mask, part.width)[0],
+            plain=lambda part: self._plain_pass(model, part.ids, part.mask, part.width)[0],
             packed=lambda tree: self._packed_pass(model, tree)[0],
             temperature=self.temperature,
             differentiable=not sharded and not (self.args.gradient_checkpointing and reentrant),

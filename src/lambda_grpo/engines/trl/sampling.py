@@ -5,9 +5,9 @@ prompts, unwraps the model and cuts the completions as ever. `sampler: generate`
 
 Random numbers come from torch's generator on the CPU, one number a turn, and so they are in every checkpoint.
 What cannot be sampled on a tree (vLLM, continuous batching, tools, images, active dropout, layers that cannot
-fork, settings of `generate` that are not ours) goes TRL's own way, after one warning where it is a surprise.
-With `branch_depths` it is refused instead, because TRL's own way cannot fork; only with vLLM it can
-(`vllm_forks.py`).
+fork, settings of `generate` that are not ours, a `generate` of the model's own) goes TRL's own way, after one
+warning where it is a surprise. With `branch_depths` it is refused instead, because TRL's own way cannot fork;
+only with vLLM it can (`vllm_forks.py`).
 """
 
 import logging
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationMixin
 
 from lambda_grpo.branching import BranchPlan
 from lambda_grpo.engines.trl.branching import Branching, cannot_fork
@@ -38,6 +39,8 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 _NEUTRAL = NEUTRAL | {"num_return_sequences": 1, "length_penalty": 1.0, "encoder_no_repeat_ngram_size": 0}
 
+_METHODS = ("generate", "_sample", "_get_logits_processor")  # what draws a token, of transformers
+
 _logger = logging.getLogger(__name__)
 
 
@@ -55,6 +58,15 @@ class TreeSampling(Branching):
         super().load_kept_state(kept)
         self._tree_is_off = kept["sampling"]["off"]
 
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        output = super()._generate(*args, **kwargs)
+        completion_ids, tool_mask = output[1:3]
+        if not self._plan:  # of forks a turn has counted what was drawn once for several completions
+            # What tools wrote was not drawn.
+            drawn = map(len, completion_ids) if tool_mask is None else map(sum, tool_mask)
+            self._sampled_tokens = int(sum(drawn))
+        return output
+
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any
     ) -> Any:
@@ -67,8 +79,11 @@ class TreeSampling(Branching):
         if images is not None or multimodal_fields or self.tools:
             self._leave_to_trl("tools and images go through TRL's own turns")
             return turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
-        sample_turn = partial(self._sample_turn, self._plan)
-        with _replaced_generate(self.accelerator.unwrap_model(self.model_wrapped), sample_turn):
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        if own := _own_drawing(model):
+            self._leave_to_trl(f"{type(inner_model(model)).__name__} has a {own} of its own")
+            return turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
+        with _replaced_generate(model, partial(self._sample_turn, self._plan)):
             return turn(prompt_ids, images, multimodal_fields, *args, **kwargs)
 
     def _fork_with_vllm(self, plan: BranchPlan, vllm: Any, own: Callable[..., Any], **asked: Any) -> Any:
@@ -154,6 +169,20 @@ def request_of(model: Any, prompts: list[list[int]], generation_config: Any) -> 
         logprobs=False,
         seed=draw_seed(None),
     )
+
+
+def _own_drawing(model: Any) -> str:
+    """The name of a method of drawing that a model does not have from transformers or peft; "" if none.
+
+    TRL has no setting for a logits processor, so people put one into a `generate` of their own.
+    """
+    inner = inner_model(model)
+    if "generate" in vars(model):
+        return "generate"
+    for name in _METHODS:
+        if name in vars(inner) or getattr(type(inner), name) is not getattr(GenerationMixin, name):
+            return name
+    return ""
 
 
 @contextmanager

@@ -159,7 +159,7 @@ class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
             batch[name] = torch.from_numpy(np.ascontiguousarray(own)).to(like.device)
         self._log_credit(mode, groups, trees, masks, weights)
         if mode == "train":
-            self._log_samples(groups, trees, batch)
+            self._log_samples(groups, trees)
             if self.args.save_rollouts:
                 self._save_rollouts(groups, _prompt_ids(batch))
             self._choose_next_forks(self._rewards.cpu().numpy(), self._scored.completion_ids)
@@ -225,18 +225,13 @@ class LambdaGRPOTrainer(TreePacking, TreeSampling, Resumable, Guarded):
         for name, (total, count) in fractions.items():
             self._log_mean(mode, name, total, count)
 
-    def _log_samples(self, groups: _Groups, trees: list[ProcessTree], batch: dict[str, Any]) -> None:
+    def _log_samples(self, groups: _Groups, trees: list[ProcessTree]) -> None:
         """Log what was drawn for a step of training, and how the rewards of forked completions vary."""
-        tokens = sum(map(len, self._scored.completion_ids))
-        if "tool_mask" in batch:  # what tools wrote was not drawn
-            tokens = int(batch["tool_mask"].sum())
-        if self._plan:
-            tokens = self._sampled_tokens
         begun = groups.begun_here
         distinct = [len(np.unique(tree.leaf)) for tree in trees[begun.start // groups.size :]]
         self._log_mean("train", "tree/distinct_completions", sum(distinct), len(distinct))
         # The sum over ranks, not their mean.
-        self._log_mean("train", "tree/sampled_tokens", tokens, self.accelerator.is_main_process)
+        self._log_mean("train", "tree/sampled_tokens", self._sampled_tokens, self.accelerator.is_main_process)
         for name, (total, count) in self._branch_fractions(groups.rewards[begun]).items():
             self._log_mean("train", name, total, count)
 
