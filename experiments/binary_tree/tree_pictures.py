@@ -9,7 +9,7 @@ from rich.table import Table
 
 from experiments.binary_tree.ranking import BASELINES, Ranked, mean_table, rank_intervals
 from lambda_grpo import console
-from lambda_grpo.training import run_folder
+from lambda_grpo.whole_files import written_whole
 
 ResultRows = Sequence[Mapping[str, Any]]
 CURVE_STEPS = 5  # steps that make one point of a curve
@@ -112,7 +112,7 @@ def _save(figure: Any, path: Path) -> None:
     """As a PNG of 256 colours: bands over bands take four times as much otherwise."""
     from PIL import Image
 
-    with run_folder.written_whole(path) as aside:
+    with written_whole(path) as aside:
         figure.savefig(aside, format="png", dpi=100)
         with Image.open(aside) as image:
             image.convert("RGB").quantize(256).save(aside, format="png", optimize=True)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lambda_grpo import console
 from lambda_grpo.evaluating.intervals import Estimate, bootstrap
-from lambda_grpo.training import run_folder
+from lambda_grpo.whole_files import written_whole
 
 Row = Mapping[str, Any]
 BASELINE = "chains-grpo"
@@ -138,7 +138,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
     )
-    with run_folder.written_whole(path) as aside:
+    with written_whole(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
 
 

@@ -72,7 +72,7 @@ def _run(given: Sequence[str]) -> int:
     args, flags = _parse(given)
     from experiments.common import resumable_runs
     from lambda_grpo import console
-    from lambda_grpo.training import run_folder
+    from lambda_grpo.whole_files import write_json
 
     name, source = args.name, folder_of(args.name)
     as_configured = config_flags.settings_of(source / "config.yaml", args.quick)
@@ -93,7 +93,7 @@ def _run(given: Sequence[str]) -> int:
         "versions": {name: version(name) for name in packages},
         "figures": figures,
     }
-    run_folder.write_json(output / "results.json", content)
+    write_json(output / "results.json", content)
     console.CONSOLE.print(f"Everything is in {output}", markup=False)
     if piece.left:
         print(f"{piece.left} runs are left: the same command with --output {output} goes on.")

@@ -11,7 +11,7 @@ NEGATIVE = re.compile(r"-[\d.]")
 
 def settings_of(path: Path, quick: bool) -> dict[str, Any]:
     """The keys of a config.yaml; if `quick`, the section of that name is laid over the rest."""
-    from lambda_grpo.training.run_folder import read_yaml
+    from lambda_grpo.whole_files import read_yaml
 
     content: dict[str, Any] = read_yaml(path)
     smaller = content.pop("quick")

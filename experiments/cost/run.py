@@ -52,7 +52,7 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
 def _draw(figures: Mapping[str, float], sizes: list[int], shares: list[step_share.Share], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from lambda_grpo.training import run_folder
+    from lambda_grpo.whole_files import written_whole
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -70,5 +70,5 @@ def _draw(figures: Mapping[str, float], sizes: list[int], shares: list[step_shar
     right.set_title("our lines, % of a training step", loc="left", fontsize=10)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    with run_folder.written_whole(path) as aside:
+    with written_whole(path) as aside:
         figure.savefig(aside, format="png", dpi=110)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lambda_grpo import console
 from lambda_grpo.evaluating.intervals import Estimate, bootstrap
-from lambda_grpo.training import run_folder
+from lambda_grpo.whole_files import written_whole
 
 ResultRows = Sequence[Mapping[str, Any]]
 BASELINE = "grpo"
@@ -154,7 +154,7 @@ def draw(rows: ResultRows, compared: Sequence[Compared], path: Path) -> None:
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
     )
-    with run_folder.written_whole(path) as aside:
+    with written_whole(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.curves.curve_differences import BASELINE, COLOURS, OTHERS, measure, short
 from experiments.llm_curves.one_run import OVERLAP
 from lambda_grpo.evaluating.intervals import bootstrap
-from lambda_grpo.training import run_folder
+from lambda_grpo.whole_files import written_whole
 
 ResultRows = Sequence[Mapping[str, Any]]
 LEAST_PAIRS = 5  # for a rank correlation
@@ -94,7 +94,7 @@ def draw(rows: ResultRows, path: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
     lines, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False)
-    with run_folder.written_whole(path) as aside:
+    with written_whole(path) as aside:
         figure.savefig(aside, format="png", dpi=100)
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from lambda_grpo import console
 from lambda_grpo.errors import InputError
 from lambda_grpo.training import run_folder
+from lambda_grpo.whole_files import write_json, written_whole
 
 Curves = Mapping[str, list[float]]
 MEASURES = {
@@ -42,7 +43,7 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
             for task in settings["tasks"]
             for size in settings["group_sizes"]
         }
-    run_folder.write_json(output / "curves.json", curves)
+    write_json(output / "curves.json", curves)
     draw(curves, output / "overlap.png")
     figures: dict[str, float] = {}
     shown = Table(
@@ -140,7 +141,7 @@ def draw(curves: Mapping[str, Curves], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    with run_folder.written_whole(path) as aside:
+    with written_whole(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
 
 

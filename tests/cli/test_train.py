@@ -154,16 +154,6 @@ def test_flags_lie_over_the_recipe(tmp_path: Path) -> None:
     assert powered.config.credit_kwargs == {"power": 0.5}
 
 
-def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), run_folder.written_whole(path) as aside:
-        aside.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
 def test_bootstrap_interval_of_a_proportion() -> None:
     # 300 ones of 1000: standard error sqrt(.3 × .7 / 1000) = .01449, so about .3 ± .0284.
     estimate = bootstrap([1] * 300 + [0] * 700)

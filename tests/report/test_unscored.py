@@ -16,7 +16,7 @@ from rollout_samples import write_jsonl
 from lambda_grpo.report import write_report
 from lambda_grpo.report.analysis import analyse
 from lambda_grpo.rollouts import RolloutReader
-from lambda_grpo.training.run_folder import Rollouts, without_nan, write_json, write_rollouts
+from lambda_grpo.training.run_folder import Rollouts, write_rollouts
 
 # The tree of trl_engine/test_unscorable.py: 5 is shared by three completions, the second of which is unscored.
 IDS = [[5, 6], [5, 7], [5, 8], [9]]
@@ -161,12 +161,3 @@ def test_other_things_in_a_prompt(tmp_path: Path, image: Any, shown: str) -> Non
     write_rollouts(tmp_path / "run", rollouts([ask(image)] * 2, [0.0, 1.0]))
     (group,) = RolloutReader([tmp_path / "run"])
     assert group.prompt.startswith(shown)
-
-
-def test_json_has_null_for_what_it_lacks(tmp_path: Path) -> None:
-    content = {"a": [math.nan, {"b": (math.inf, 0.1 + 0.2, np.float64("nan"))}], 3: True, "n": None}
-    expected = {"a": [None, {"b": [None, 0.1 + 0.2, None]}], 3: True, "n": None}
-    assert without_nan(content) == expected
-    assert without_nan(1 / 3, 3) == 0.333
-    write_json(tmp_path / "x.json", content)
-    assert json.loads((tmp_path / "x.json").read_text())["a"] == expected["a"]

@@ -16,8 +16,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import lambda_grpo
 from lambda_grpo import InputError, policy
-from lambda_grpo.training.run_folder import read_yaml, write_yaml
 from lambda_grpo.training.settings import resolve
+from lambda_grpo.whole_files import read_yaml, write_yaml
 
 PACKAGE = Path(lambda_grpo.__file__).parent
 

@@ -34,6 +34,7 @@ from lambda_grpo.engines.trl.sampling import TreeSampling
 from lambda_grpo.rollouts.paths import find_runs
 from lambda_grpo.training import checkpoint_folders, run_folder, start_or_resume
 from lambda_grpo.training.settings import resolve
+from lambda_grpo.whole_files import folder_written_whole, write_yaml
 
 SMALL = [
     "--per_device_train_batch_size=8", "--num_generations=4", "--eval_problems=8", "--train_problems=40",
@@ -360,7 +361,7 @@ def test_a_config_of_another_program_is_no_run(
 
 
 def test_a_run_in_a_renamed_folder_goes_on(tmp_path: Path) -> None:
-    run_folder.write_yaml(tmp_path / "config.yaml", {"max_steps": 3, "output_dir": "runs/first"})
+    write_yaml(tmp_path / "config.yaml", {"max_steps": 3, "output_dir": "runs/first"})
     (tmp_path / "before.json").touch()
     run = start_or_resume.WantedRun(tmp_path, {"max_steps": 3, "output_dir": str(tmp_path)})
     with start_or_resume.opened(run):
@@ -373,7 +374,7 @@ def test_overwriting_a_run_leaves_other_files(tmp_path: Path, monkeypatch: pytes
     folder.mkdir()
     for name in ("README.md", "results.json", "notes.txt", "results-2.json"):
         (folder / name).touch()
-    run_folder.write_yaml(folder / "config.yaml", {"max_steps": 2, "output_dir": "elsewhere/run"})
+    write_yaml(folder / "config.yaml", {"max_steps": 2, "output_dir": "elsewhere/run"})
     monkeypatch.chdir(folder)
     settings = {"max_steps": 3, "output_dir": "."}
     with start_or_resume.opened(start_or_resume.WantedRun(Path("."), settings, overwrite=True)) as checkpoint:
@@ -477,7 +478,7 @@ def test_systems_that_bring_no_folder_to_the_disk(
     (tmp_path / "checkpoint-1" / "adapter" / "weights").write_bytes(b"0" * 9)
     checkpoint_folders.seal(tmp_path / "checkpoint-1")
     assert checkpoint_folders.last_whole(tmp_path) == tmp_path / "checkpoint-1"
-    with run_folder.folder_written_whole(tmp_path / "model") as aside:
+    with folder_written_whole(tmp_path / "model") as aside:
         aside.mkdir()
     assert (tmp_path / "model").is_dir()
 
@@ -493,20 +494,6 @@ def test_a_disk_that_fails_is_not_passed_over(
     with pytest.raises(OSError, match=os.strerror(number)):
         checkpoint_folders.seal(tmp_path)
     assert not checkpoint_folders.is_whole(tmp_path)
-
-
-def test_a_read_only_file_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers copies a model's own code with its permissions; nobody but root may write such a file."""
-    code, opened = tmp_path / "modeling_mine.py", os.open
-
-    def refuse_to_write(path: Path, flags: int, *rest: Any) -> int:
-        if flags & os.O_RDWR:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return opened(path, flags, *rest)
-
-    code.touch()
-    monkeypatch.setattr(os, "open", refuse_to_write)
-    run_folder.sync(code)
 
 
 def test_files_may_not_grow(tmp_path: Path) -> None:

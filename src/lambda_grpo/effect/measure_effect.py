@@ -16,7 +16,7 @@ from lambda_grpo.credit import get_credit, refuse_plan, try_credit
 from lambda_grpo.effect.gradients import Comparison, Passes, can_pack, compare_gradients, group_tokens
 from lambda_grpo.effect.readable_groups import check_fit, pushing_groups
 from lambda_grpo.rollouts import Group, RolloutReader
-from lambda_grpo.training import run_folder
+from lambda_grpo.whole_files import write_json
 
 SCHEMA = "lambda-grpo/effect/1"
 
@@ -58,7 +58,7 @@ def measure(wanted: Wanted, output: Path) -> list[Comparison]:
     passes = Passes(credit, by_completion, wanted.temperature, wanted.tokens, packed=why_plain is None)
     with console.progress(f"Gradients of {len(groups)} groups") as shown:
         found = compare_gradients(model, groups, passes, shown)
-    run_folder.write_json(output, _content(wanted, groups, read, found))
+    write_json(output, _content(wanted, groups, read, found))
     _show(wanted, found, read)
     console.CONSOLE.print(f"Every number, step by step, is in {output}", markup=False, highlight=False)
     return found

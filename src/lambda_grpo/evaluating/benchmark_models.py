@@ -26,7 +26,7 @@ from lambda_grpo.evaluating.evaluation import check_pass_at, usual_pass_at
 from lambda_grpo.evaluating.intervals import Floats, bootstrap, bootstrap_mean, pass_at_k
 from lambda_grpo.tasks.asking import in_words
 from lambda_grpo.tasks.benchmarks import BENCHMARKS, Benchmark
-from lambda_grpo.training import run_folder
+from lambda_grpo.whole_files import write_json
 
 
 class _Model(Protocol):
@@ -69,7 +69,7 @@ def compare(models: Sequence[str], benchmarks: Sequence[Benchmark], asking: Aski
         "models": {model: _results(own, asking, pass_at) for model, own in sheets.items()},
         "versions": {name: version(name) for name in ("lambda-grpo", "torch", "transformers")},
     }
-    run_folder.write_json(folder / "results.json", results)
+    write_json(folder / "results.json", results)
     _show(sheets, asking)
 
 

@@ -28,7 +28,7 @@ from lambda_grpo.evaluating.evaluation import (
 from lambda_grpo.tasks import Problem, Split, Task
 from lambda_grpo.tasks.asking import Asked, PromptFormat, in_words
 from lambda_grpo.tasks.thinking_sums import CHARACTERS
-from lambda_grpo.training import run_folder
+from lambda_grpo.whole_files import write_json
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def compare(models: Sequence[str], task: Task, setting: Comparison, output: Path
         "versions": {name: version(name) for name in ("lambda-grpo", "torch", "transformers")},
         "rewards": [{"greedy": each.greedy.tolist(), "sampled": each.sampled.tolist()} for each in answers],
     }
-    run_folder.write_json(output, results)
+    write_json(output, results)
     console.table(dict(zip(models, evaluations, strict=True)), {})
     if difference:
         console.differences("paired difference, second − first", difference)

@@ -8,7 +8,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from lambda_grpo.errors import LambdaGRPOError
-from lambda_grpo.training import run_folder
+from lambda_grpo.whole_files import folder_written_whole
 
 
 def root() -> Path:
@@ -34,7 +34,7 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{name}.lock")):
             if not folder.is_dir():
-                with run_folder.folder_written_whole(folder) as aside:
+                with folder_written_whole(folder) as aside:
                     aside.mkdir()
                     make(aside)
     except (OSError, SafetensorError) as error:

@@ -24,8 +24,8 @@ from lambda_grpo.report.sample import Row, Sample, group_content
 from lambda_grpo.report.side_by_side import SideBySide
 from lambda_grpo.report.verdict import verdict
 from lambda_grpo.rollouts import Group, RolloutReader
-from lambda_grpo.training.run_folder import without_nan
 from lambda_grpo.tree import ProcessTree
+from lambda_grpo.whole_files import without_nan
 
 _KIND = "lambda-grpo/report/"
 SCHEMA = f"{_KIND}1"

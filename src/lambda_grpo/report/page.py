@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lambda_grpo.errors import InputError, printable
 from lambda_grpo.report.content import BEGINNING, ReportOptions, as_json, report_content
 from lambda_grpo.rollouts import LeftOut
-from lambda_grpo.training.run_folder import written_whole
+from lambda_grpo.whole_files import written_whole
 
 if TYPE_CHECKING:
     from jinja2 import Template

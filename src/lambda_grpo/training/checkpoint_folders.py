@@ -10,7 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
-from lambda_grpo.training.run_folder import sync, write_json
+from lambda_grpo.whole_files import sync, write_json
 
 SEAL = "whole.json"
 

@@ -15,13 +15,13 @@ from lambda_grpo.training import (
     curve_picture,
     multi_rank,
     results,
-    run_folder,
     start_or_resume,
 )
 from lambda_grpo.training.callbacks import ReportWriter
 from lambda_grpo.training.options import TrainSettings
 from lambda_grpo.training.results import Trained
 from lambda_grpo.training.train import train
+from lambda_grpo.whole_files import write_json, write_yaml
 
 
 def compare(settings: TrainSettings) -> Path:
@@ -49,7 +49,7 @@ def _finished(run: start_or_resume.WantedRun) -> bool:
 
 
 def _begin(run: start_or_resume.WantedRun) -> None:
-    run_folder.write_yaml(run.folder / "config.yaml", run.settings)
+    write_yaml(run.folder / "config.yaml", run.settings)
     console.run_starts(run.folder, multi_rank.count())
 
 
@@ -90,7 +90,7 @@ def _write(folder: Path, settings: TrainSettings, compared: dict[str, Trained]) 
     if settings.config.save_rollouts:
         folders = [run.folder for run in compared.values()]
         ReportWriter(folders, folder / "report.html", first.folder / "tokenizer").write()
-    run_folder.write_json(folder / "compare.json", content)  # last: the comparison is finished
+    write_json(folder / "compare.json", content)  # last: the comparison is finished
 
 
 def _show(settings: TrainSettings) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lambda_grpo.training import run_folder
+from lambda_grpo.whole_files import written_whole
 
 _TREE = {
     "tree/intermediate_proportion": "intermediate proportion",
@@ -113,6 +114,6 @@ def _finish(panels: Sequence[Any]) -> None:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    with run_folder.written_whole(path) as aside:
+    with written_whole(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
     return path

@@ -10,7 +10,7 @@ from typing import Any
 
 from lambda_grpo.evaluating.evaluation import Evaluation
 from lambda_grpo.evaluating.intervals import Estimate
-from lambda_grpo.training import run_folder
+from lambda_grpo.whole_files import write_json
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,7 @@ def write(trained: Trained, settings: Mapping[str, Any]) -> None:
     del content["folder"]
     content["validation"] = content.pop("validated")
     versions = {name: version(name) for name in ("lambda-grpo", "torch", "transformers", "trl")}
-    run_folder.write_json(
-        trained.folder / "results.json", {"settings": dict(settings), **content, "versions": versions}
-    )
+    write_json(trained.folder / "results.json", {"settings": dict(settings), **content, "versions": versions})
 
 
 def read(folder: Path) -> Trained:
@@ -90,7 +88,7 @@ def read(folder: Path) -> Trained:
 
 
 def write_before(folder: Path, before: Evaluation) -> None:
-    run_folder.write_json(folder / "before.json", asdict(before))
+    write_json(folder / "before.json", asdict(before))
 
 
 def read_before(folder: Path) -> Evaluation | None:

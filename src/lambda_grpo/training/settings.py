@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 from lambda_grpo import policy
 from lambda_grpo.engines.trl import LambdaGRPOConfig
 from lambda_grpo.errors import InputError, unknown_name
-from lambda_grpo.training import multi_rank, run_folder
+from lambda_grpo.training import multi_rank
 from lambda_grpo.training.options import (
     TrainOptions,
     TrainSettings,
@@ -29,6 +29,7 @@ from lambda_grpo.training.options import (
     folder_name,
     implied,
 )
+from lambda_grpo.whole_files import read_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -160,7 +161,7 @@ def _read_yaml(recipe: str) -> dict[str, Any]:
     elif path.suffix not in (".yaml", ".yml") and not path.exists():
         raise unknown_name("recipe", recipe, [known.stem for known in RECIPES.glob("*.yaml")])
     try:
-        content = run_folder.read_yaml(path)
+        content = read_yaml(path)
     except InputError as error:
         raise InputError(f"recipe {error}") from error
     if content is None:

@@ -2,8 +2,8 @@
 
 The same command goes on with an unfinished run. A file lock (`filelock`) keeps a second process out, and the
 system releases it however the first ends. A file that was being written when a process was killed is never
-read: files are written aside and renamed (run_folder.py), checkpoints are sealed (checkpoint_folders.py), and
-metrics and rollouts are cut back to the checkpoint.
+read: files are written aside and renamed (whole_files.py), checkpoints are sealed (checkpoint_folders.py),
+and metrics and rollouts are cut back to the checkpoint.
 """
 
 import errno
@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from lambda_grpo.errors import InputError, LambdaGRPOError
 from lambda_grpo.training import checkpoint_folders, multi_rank, run_folder
 from lambda_grpo.training.settings import known_names
+from lambda_grpo.whole_files import read_yaml
 
 _LOCK = ".lock"
 _LOCK_IS_READABLE = sys.platform != "win32"  # Windows lets nobody read or write a locked file
@@ -176,7 +177,7 @@ def _settings_of_run(run: WantedRun) -> dict[str, Any]:
     Raises:
         InputError: it is another file, such as that of another program, or a recipe.
     """
-    found, known = run_folder.read_yaml(run.folder / "config.yaml"), known_names()
+    found, known = read_yaml(run.folder / "config.yaml"), known_names()
     if not isinstance(found, dict):
         reason = "it is not a list of settings"
     elif unknown := [str(key) for key in found if key not in known]:

@@ -38,6 +38,7 @@ from lambda_grpo.training.callbacks import CheckMetric, Log, Refresh, ReportWrit
 from lambda_grpo.training.options import TrainOptions, TrainSettings
 from lambda_grpo.training.results import Trained, Validated
 from lambda_grpo.training.splits import Splits
+from lambda_grpo.whole_files import folder_written_whole, write_yaml
 
 
 class _Trainer(LambdaGRPOTrainer):
@@ -92,7 +93,7 @@ def train(settings: TrainSettings, *, alone: bool = True) -> Trained:
         multi_rank.on_first(lambda: _begin(run, checkpoint, alone))
         model, tokenizer = loaded or _embedded(how["dtype"])
         if multi_rank.is_first():
-            with run_folder.folder_written_whole(run.folder / "tokenizer") as aside:
+            with folder_written_whole(run.folder / "tokenizer") as aside:
                 tokenizer.save_pretrained(aside)
         trainer = _trainer(model, tokenizer, asked, problems, settings)
         return _run(trainer, asked, problems, settings, checkpoint)
@@ -104,7 +105,7 @@ def _finished(run: start_or_resume.WantedRun) -> Trained | None:
 
 
 def _begin(run: start_or_resume.WantedRun, checkpoint: Path | None, alone: bool) -> None:
-    run_folder.write_yaml(run.folder / "config.yaml", run.settings)
+    write_yaml(run.folder / "config.yaml", run.settings)
     if checkpoint:
         console.run_goes_on(run.folder, checkpoint_folders.step_of(checkpoint))
     elif alone:
@@ -135,9 +136,7 @@ def _run(
         trainer.add_callback(Refresh(report, settings.options.report_every))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     after = _evaluate(trainer, task, problems.test, sampling, "Evaluating after")
-    written = (
-        run_folder.folder_written_whole(folder / "model") if main else nullcontext(folder / ".model.partial")
-    )
+    written = folder_written_whole(folder / "model") if main else nullcontext(folder / ".model.partial")
     with written as aside:  # all processes take part where each holds a share of the weights
         trainer.save_model(str(aside))
         trainer.accelerator.wait_for_everyone()

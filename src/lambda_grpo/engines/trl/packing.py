@@ -35,7 +35,7 @@ from lambda_grpo.packing.positions import padding_not_counted
 from lambda_grpo.packing.proof import PaddedRows
 from lambda_grpo.packing.rows import pack_rows_within
 from lambda_grpo.packing.supported import check_dropout, check_layers, check_tokens, inner_model
-from lambda_grpo.training import run_folder
+from lambda_grpo.whole_files import write_json
 
 MODES = ("auto", "on", "off")
 
@@ -223,7 +223,7 @@ class TreePacking(KeepsState):
                 return
             found = {"circumstances": circumstances} | self._try_out(rows)
             path.parent.mkdir(parents=True, exist_ok=True)
-            run_folder.write_json(path, found)
+            write_json(path, found)
         self._learned = found
         reason = next(filter(None, gather_object([found["reason"]])), "")
         if reason:
