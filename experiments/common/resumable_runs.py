@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lambda_grpo.training.resumable_jsonl import ResumableJsonl
+from lambda_grpo.resumable_jsonl import ResumableJsonl
 
 FILE = "runs.jsonl"
 Row = dict[str, Any]

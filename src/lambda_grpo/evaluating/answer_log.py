@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lambda_grpo.errors import InputError
-from lambda_grpo.training.resumable_jsonl import ResumableJsonl
+from lambda_grpo.resumable_jsonl import ResumableJsonl
 
 
 @dataclass(frozen=True)
