@@ -13,7 +13,7 @@ import lambda_grpo
 
 PACKAGE = Path(lambda_grpo.__file__).parent
 LIGHT = [
-    "tree", "process_sets", "tree_picture", "credit", "measures", "rollouts", "report", "errors", "cli", "branching", "fork_chooser",
+    "tree", "process_sets", "tree_picture", "credit", "measures", "rollouts", "rollouts.writing", "report", "errors", "cli", "branching", "fork_chooser",
     "tasks.asking", "evaluating.intervals", "evaluating.eval_command", "evaluating.answer_log", "custom", "effect.effect_command", "whole_files", "resumable_jsonl",
 ]  # fmt: skip
 HEAVY = {"torch", "trl", "verl", "ray", "transformers", "datasets"}

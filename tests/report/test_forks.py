@@ -15,7 +15,7 @@ from lambda_grpo.branching import BranchPlan
 from lambda_grpo.report import report_command, write_report
 from lambda_grpo.report.forks import draws, forks_of, sharing
 from lambda_grpo.rollouts import Block, Group, RolloutReader
-from lambda_grpo.training.run_folder import Rollouts, write_rollouts
+from lambda_grpo.rollouts.writing import Rollouts, write_rollouts
 
 # Two roots that begin alike by coincidence, each forked after token 2. The parts of the second draw the same end.
 TWO_ROOTS = [

@@ -15,7 +15,7 @@ from lambda_grpo import InputError, ProcessTree
 from lambda_grpo.rollouts import RolloutReader
 from lambda_grpo.rollouts.paths import find_runs
 from lambda_grpo.rollouts.tokens import FALLBACK, ids_of_pieces, pieces
-from lambda_grpo.training.run_folder import Rollouts, write_rollouts
+from lambda_grpo.rollouts.writing import Rollouts, write_rollouts
 
 PLAIN = [
     {"group": "a", "completion": "1 2 3", "reward": 1},

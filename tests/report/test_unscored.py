@@ -16,7 +16,7 @@ from rollout_samples import write_jsonl
 from lambda_grpo.report import write_report
 from lambda_grpo.report.analysis import analyse
 from lambda_grpo.rollouts import RolloutReader
-from lambda_grpo.training.run_folder import Rollouts, write_rollouts
+from lambda_grpo.rollouts.writing import Rollouts, write_rollouts
 
 # The tree of trl_engine/test_unscorable.py: 5 is shared by three completions, the second of which is unscored.
 IDS = [[5, 6], [5, 7], [5, 8], [9]]

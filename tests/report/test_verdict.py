@@ -15,7 +15,7 @@ from lambda_grpo.report import ReportOptions, write_report
 from lambda_grpo.report.analysis import analyse
 from lambda_grpo.report.verdict import verdict
 from lambda_grpo.rollouts import RolloutReader
-from lambda_grpo.training.run_folder import Rollouts, write_rollouts
+from lambda_grpo.rollouts.writing import Rollouts, write_rollouts
 
 
 def rows(ids: list[list[int]], rewards: list[float], **more: Any) -> list[dict[str, Any]]:

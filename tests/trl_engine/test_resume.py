@@ -32,6 +32,7 @@ from lambda_grpo.engines.trl import sampling as trl_sampling
 from lambda_grpo.engines.trl.packing import TreePacking
 from lambda_grpo.engines.trl.sampling import TreeSampling
 from lambda_grpo.rollouts.paths import find_runs
+from lambda_grpo.rollouts.writing import truncate_rollouts
 from lambda_grpo.training import checkpoint_folders, run_folder, start_or_resume
 from lambda_grpo.training.settings import resolve
 from lambda_grpo.whole_files import folder_written_whole, write_yaml
@@ -190,7 +191,7 @@ def test_the_last_whole_checkpoint_is_taken(tmp_path: Path) -> None:
     tables[0].parent.mkdir()
     for table in tables:
         table.touch()
-    run_folder.truncate_rollouts(tmp_path, 2)
+    truncate_rollouts(tmp_path, 2)
     assert [table.exists() for table in tables] == [True, False]
     trainer = make_trainer(tmp_path, save_rollouts=True)
     trainer.train(resume_from_checkpoint=True)

@@ -34,7 +34,7 @@ from lambda_grpo.credit import CREDITS
 from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
 from lambda_grpo.engines.trl.config import LOSS_TYPES
 from lambda_grpo.rollouts import RolloutReader
-from lambda_grpo.training.run_folder import truncate_rollouts
+from lambda_grpo.rollouts.writing import truncate_rollouts
 
 
 @pytest.mark.parametrize(("loss_type", "beta", "iterations", "accumulation"), CASES)

@@ -14,7 +14,7 @@ Int32 = NDArray[np.int32]
 
 _LARGEST = 1e100  # of rewards and advantages: sums of their squares stay finite
 
-_PLACEHOLDER = re.compile(r"\w+ [\d×]+, [0-9a-f]{8}")  # of an image, by `run_folder.write_rollouts`
+_PLACEHOLDER = re.compile(r"\w+ [\d×]+, [0-9a-f]{8}")  # of an image, by `writing.write_rollouts`
 
 MISSING: Any = object()
 """Stands for the reward of a row that has no such column, which is a fault of the file; null is not."""

@@ -20,6 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lambda_grpo.errors import InputError, LambdaGRPOError
+from lambda_grpo.rollouts.writing import truncate_rollouts
 from lambda_grpo.training import checkpoint_folders, multi_rank, run_folder
 from lambda_grpo.training.settings import known_names
 from lambda_grpo.whole_files import read_yaml
@@ -153,7 +154,7 @@ def _cut_back(run: WantedRun) -> Path | None:
         run_folder.truncate_metrics(folder, checkpoint_folders.step_of(checkpoint))
     else:
         (folder / "metrics.jsonl").unlink(missing_ok=True)
-    run_folder.truncate_rollouts(folder, checkpoint_folders.step_of(checkpoint) if checkpoint else 0)
+    truncate_rollouts(folder, checkpoint_folders.step_of(checkpoint) if checkpoint else 0)
     for path in (folder / "rollouts").glob(".*.partial"):
         path.unlink()
     return checkpoint

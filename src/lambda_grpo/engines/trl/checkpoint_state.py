@@ -31,7 +31,8 @@ from safetensors import SafetensorError
 from trl import GRPOTrainer
 
 from lambda_grpo.errors import InputError, LambdaGRPOError
-from lambda_grpo.training import checkpoint_folders, run_folder
+from lambda_grpo.rollouts.writing import set_rollouts_aside, truncate_rollouts
+from lambda_grpo.training import checkpoint_folders
 
 _log = logging.getLogger(__name__)
 # What transformers and TRL count during a run and leave out of their checkpoints.
@@ -111,8 +112,8 @@ class Resumable(KeepsState):
         self.accelerator.wait_for_everyone()  # another rank may still write what was sampled before
         if self.args.save_rollouts and self.accelerator.is_main_process:
             if checkpoint and checkpoint.resolve() in checkpoint_folders.find(folder.resolve()):
-                run_folder.truncate_rollouts(folder, checkpoint_folders.step_of(checkpoint))
-            elif aside := run_folder.set_rollouts_aside(folder):
+                truncate_rollouts(folder, checkpoint_folders.step_of(checkpoint))
+            elif aside := set_rollouts_aside(folder):
                 _log.warning("output_dir holds the rollouts of another run: they are in %s now", aside)
         self.accelerator.wait_for_everyone()
 

@@ -37,7 +37,7 @@ from lambda_grpo.engines.trl.packing import TreePacking
 from lambda_grpo.engines.trl.ranks import check_agreement, checked_rollouts
 from lambda_grpo.engines.trl.sampling import TreeSampling
 from lambda_grpo.errors import InputError
-from lambda_grpo.training.run_folder import Rollouts, write_rollouts
+from lambda_grpo.rollouts.writing import Rollouts, write_rollouts
 from lambda_grpo.tree import ProcessTree
 
 
