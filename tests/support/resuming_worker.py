@@ -7,7 +7,8 @@ import torch
 from tiny_trainers import make_trainer
 
 from lambda_grpo import InputError
-from lambda_grpo.training import checkpoint_folders, start_or_resume
+from lambda_grpo.engines.trl import checkpoint_folders
+from lambda_grpo.training import start_or_resume
 
 
 def main(given: str) -> None:

@@ -27,13 +27,13 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from lambda_grpo import InputError, LambdaGRPOError, cli
-from lambda_grpo.engines.trl import checkpoint_state
+from lambda_grpo.engines.trl import checkpoint_folders, checkpoint_state
 from lambda_grpo.engines.trl import sampling as trl_sampling
 from lambda_grpo.engines.trl.packing import TreePacking
 from lambda_grpo.engines.trl.sampling import TreeSampling
 from lambda_grpo.rollouts.paths import find_runs
 from lambda_grpo.rollouts.writing import truncate_rollouts
-from lambda_grpo.training import checkpoint_folders, run_folder, start_or_resume
+from lambda_grpo.training import run_folder, start_or_resume
 from lambda_grpo.training.settings import resolve
 from lambda_grpo.whole_files import folder_written_whole, write_yaml
 

@@ -19,9 +19,8 @@ from tiny_trainers import assert_close, gradients, make_trainer, reward
 from trl import GRPOTrainer
 
 from lambda_grpo import cli
-from lambda_grpo.engines.trl import LambdaGRPOTrainer
+from lambda_grpo.engines.trl import LambdaGRPOTrainer, checkpoint_folders
 from lambda_grpo.policy import load_policy, load_tokenizer
-from lambda_grpo.training import checkpoint_folders
 
 pytestmark = pytest.mark.slow
 

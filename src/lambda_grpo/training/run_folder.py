@@ -7,14 +7,15 @@ metrics.jsonl        one JSON object per logged step; names of validation begin 
 tokenizer/           the policy's tokenizer
 machine_speed_*.json whether packing is right here and what it costs, for `tree_packing`; one file a rank
 rollouts/*.parquet   one row per completion: step, group, prompt and completion, their ids, reward, advantage
-checkpoint-*/        as transformers writes them, sealed (checkpoint_folders.py); with validation, the best
+checkpoint-*/        as transformers writes them, sealed; with validation, the best
 model/               the trained policy; with validation, the best
 curve.png            the curves of metrics.jsonl
 report.html, .json   what `lambda-grpo report` makes of the rollouts
 results.json         the table before → after; written last: the run is finished
 
 A comparison holds such a folder for each credit and, over all of them, config.yaml, compare.png, report.html
-and, last, compare.json. start_or_resume.py says how a run goes on after a kill.
+and, last, compare.json. start_or_resume.py says how a run goes on after a kill, and
+engines/trl/checkpoint_folders.py how checkpoints are sealed.
 """
 
 import json

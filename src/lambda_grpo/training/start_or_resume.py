@@ -2,8 +2,8 @@
 
 The same command goes on with an unfinished run. A file lock (`filelock`) keeps a second process out, and the
 system releases it however the first ends. A file that was being written when a process was killed is never
-read: files are written aside and renamed (whole_files.py), checkpoints are sealed (checkpoint_folders.py),
-and metrics and rollouts are cut back to the checkpoint.
+read: files are written aside and renamed (whole_files.py), checkpoints are sealed
+(engines/trl/checkpoint_folders.py), and metrics and rollouts are cut back to the checkpoint.
 """
 
 import errno
@@ -19,9 +19,10 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from lambda_grpo.engines.trl import checkpoint_folders
 from lambda_grpo.errors import InputError, LambdaGRPOError
 from lambda_grpo.rollouts.writing import truncate_rollouts
-from lambda_grpo.training import checkpoint_folders, multi_rank, run_folder
+from lambda_grpo.training import multi_rank, run_folder
 from lambda_grpo.training.settings import known_names
 from lambda_grpo.whole_files import read_yaml
 

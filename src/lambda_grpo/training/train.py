@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from lambda_grpo import console, policy
-from lambda_grpo.engines.trl import LambdaGRPOTrainer
+from lambda_grpo.engines.trl import LambdaGRPOTrainer, checkpoint_folders
 from lambda_grpo.engines.trl.ending import end_completions_at
 from lambda_grpo.errors import InputError
 from lambda_grpo.evaluating.completions import Sampling, encode
@@ -25,7 +25,6 @@ from lambda_grpo.tasks.task import score
 from lambda_grpo.tasks.thinking_sums import CHARACTERS
 from lambda_grpo.training import (
     asking_settings,
-    checkpoint_folders,
     curve_picture,
     multi_rank,
     precision,

@@ -30,9 +30,9 @@ from accelerate.utils import send_to_device
 from safetensors import SafetensorError
 from trl import GRPOTrainer
 
+from lambda_grpo.engines.trl import checkpoint_folders
 from lambda_grpo.errors import InputError, LambdaGRPOError
 from lambda_grpo.rollouts.writing import set_rollouts_aside, truncate_rollouts
-from lambda_grpo.training import checkpoint_folders
 
 _log = logging.getLogger(__name__)
 # What transformers and TRL count during a run and leave out of their checkpoints.
