@@ -6,14 +6,13 @@ count by which the gradient scaler finds its scale. Tested with trl 1.16.0.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from lambda_grpo.engines.trl.checkpoint_state import KeepsState
-from lambda_grpo.engines.trl.ranks import check_answered
 from lambda_grpo.engines.trl.reward_limits import guarded
 from lambda_grpo.errors import LambdaGRPOError
 
@@ -103,3 +102,18 @@ class Guarded(KeepsState):
             return False
         before, self._scale_at_skip = self._scale_at_skip, scaler.get_scale()
         return 1 < self._scale_at_skip < before
+
+
+def check_answered(completion_ids: Sequence[Sequence[int]]) -> None:
+    """Raise if a completion has no token at all: TRL would fail with an IndexError.
+
+    Raises:
+        LambdaGRPOError: naming the completion.
+    """
+    for i, ids in enumerate(completion_ids):
+        if len(ids) == 0:
+            raise LambdaGRPOError(
+                f"completion #{i} of {len(completion_ids)} has no tokens, which TRL cannot train on: an "
+                "empty answer has its end-of-sequence token. Let generation return that (stop strings "
+                "drop it)"
+            )

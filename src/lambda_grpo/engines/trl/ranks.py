@@ -1,11 +1,12 @@
 """What the processes of a TRL run must agree on, checked where a disagreement would hang or mix up rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from lambda_grpo.errors import InputError, LambdaGRPOError
+from lambda_grpo.engines.trl.guards import check_answered
+from lambda_grpo.errors import InputError
 
 
 def checked_rollouts(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
@@ -31,21 +32,6 @@ def checked_rollouts(function: Callable[..., dict[str, Any]]) -> Callable[..., d
         return output
 
     return checked
-
-
-def check_answered(completion_ids: Sequence[Sequence[int]]) -> None:
-    """Raise if a completion has no token at all: TRL would fail with an IndexError.
-
-    Raises:
-        LambdaGRPOError: naming the completion.
-    """
-    for i, ids in enumerate(completion_ids):
-        if len(ids) == 0:
-            raise LambdaGRPOError(
-                f"completion #{i} of {len(completion_ids)} has no tokens, which TRL cannot train on: an "
-                "empty answer has its end-of-sequence token. Let generation return that (stop strings "
-                "drop it)"
-            )
 
 
 def check_agreement(accelerator: Any, rows: int, masked: bool) -> None:
