@@ -1,6 +1,8 @@
 """The command line. Heavy libraries are imported only by the command that needs them."""
 
 import argparse
+import errno
+import io
 import os
 import shlex
 import sys
@@ -123,7 +125,34 @@ def _unrecognised(parser: argparse.ArgumentParser, rest: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status: 0, or 2 after a message about bad input."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # where its encoding has no λ
+    try:
+        try:
+            return _run_command(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            print(end="", flush=True)  # what cannot be written shows here, not when Python ends
+    except BrokenPipeError:  # the reader, such as `| head`, has had enough
+        _drop_output()
+        return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _drop_output()
+        print(f"lambda-grpo: error{_process()}: cannot write: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nlambda-grpo: interrupted", file=sys.stderr)
+        return 130
+
+
+def _drop_output() -> None:
+    """Send what Python still holds for stdout nowhere, because it would try to write it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_command(given: Sequence[str]) -> int:
     parser = _parser(given[0] if given else None)
     if not given:
         parser.print_help()
@@ -144,12 +173,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LambdaGRPOError as error:
         print(f"lambda-grpo: error{_process()}: {printable(str(error))}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader, such as `| head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("\nlambda-grpo: interrupted", file=sys.stderr)
-        return 130
 
 
 def _train(recipe: str, flags: Sequence[str]) -> int:

@@ -40,13 +40,16 @@ def unknown_name(kind: str, name: str, known: Iterable[str], listed_by: str = ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """How a message goes on if a `name` is near a known one; else nothing.
+    """How a message goes on if a `name` is near a known one, in whatever case; else nothing.
 
     >>> did_you_mean("--corect-at", ["--correct-at", "--groups"]), did_you_mean("x", ["--groups"])
     (": did you mean '--correct-at'?", '')
+    >>> did_you_mean("Lambda_GRPO", ["grpo", "lambda_grpo"])
+    ": did you mean 'lambda_grpo'?"
     """
-    near = get_close_matches(name, list(known), n=1)
-    return f": did you mean {near[0]!r}?" if near else ""
+    lowered = {each.lower(): each for each in known}
+    near = get_close_matches(name.lower(), lowered, n=1)
+    return f": did you mean {lowered[near[0]]!r}?" if near else ""
 
 
 def missing_extra(package: str, extra: str) -> InputError:

@@ -1,6 +1,8 @@
 """What a newcomer sees: no command, a misspelt flag, a package that is missing."""
 
 import importlib.util
+import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,54 @@ def test_an_unknown_flag_names_the_nearest_and_how_to_list_all(capsys: pytest.Ca
     assert "unknown flag '--learnin_rate': did you mean '--learning_rate'?" in message
     assert "`lambda-grpo train --help-all` lists all" in message
     assert len(message) < 200  # it used to print all 200 names
+
+
+def written_in(encoding: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """What a command writes to a terminal of that encoding."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert cli.main(arguments) == 0
+    stream.flush()
+    return stream.buffer.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_an_encoding_without_greek_gets_escapes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str
+) -> None:
+    assert r"\u03bb-GRPO and its process trees." in written_in(encoding, monkeypatch)
+    rollouts = write_jsonl(tmp_path / "λ.jsonl", BY_HAND)
+    page = tmp_path / "λ.html"
+    said = written_in(encoding, monkeypatch, "report", str(rollouts), "-o", str(page))
+    assert r"\u03bb.html: 1 groups measured" in said
+    assert page.exists()
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("command", [["tasks"], ["report"], ["--help"]])
+def test_output_that_cannot_be_written_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str]
+) -> None:
+    if command == ["report"]:
+        command += [str(write_jsonl(tmp_path / "r.jsonl", BY_HAND)), "-o", str(tmp_path / "r.html")]
+    with FULL.open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(command) == 2
+        # Closing the stream writes what it still holds, and must not fail again.
+    said = capsys.readouterr().err
+    assert said == "lambda-grpo: error: cannot write: [Errno 28] No space left on device\n"
+
+
+def test_another_system_error_of_a_command_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(cli, "_tasks", refused)
+    with pytest.raises(PermissionError):
+        cli.main(["tasks"])
 
 
 def test_vllm_that_is_not_installed_is_one_sentence(
@@ -65,11 +115,14 @@ def test_an_unknown_option_names_the_nearest_of_its_command(
     assert message in said
 
 
-def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    said = stopped(capsys, "task")
+@pytest.mark.parametrize(("given", "meant"), [("task", "tasks"), ("TRAIN", "train")])
+def test_an_unknown_command_names_the_nearest(
+    capsys: pytest.CaptureFixture[str], given: str, meant: str
+) -> None:
+    said = stopped(capsys, given)
     assert said.startswith("usage: lambda-grpo [-h]")
     assert (
-        "unknown command 'task': did you mean 'tasks'? Known: effect, eval, report, tasks, train, watch"
+        f"unknown command '{given}': did you mean '{meant}'? Known: effect, eval, report, tasks, train, watch"
         in said
     )
 
