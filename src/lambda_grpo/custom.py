@@ -9,6 +9,9 @@ from types import ModuleType
 
 from lambda_grpo.errors import InputError
 
+_IN_A_FILE = {"task": ("class", "MyTask"), "credit": ("function", "my_credit")}
+"""Kind → what of it a file holds, and how it may be called; for messages."""
+
 
 def load_custom(kind: str, name: str) -> object:
     """What `name` points to; `kind` says in messages what it is to be, such as a task.
@@ -16,10 +19,13 @@ def load_custom(kind: str, name: str) -> object:
     Modules are also looked for in the current folder, which is added to the end of `sys.path`.
 
     Raises:
-        InputError: no such module, file or name. What the module itself raises is left alone.
+        InputError: no such module, file or name; a file alone. What the module itself raises is left alone.
     """
-    place, _, attribute = name.rpartition(":")
     what = f"{kind} {name!r}"
+    if name.endswith(".py"):
+        part, example = _IN_A_FILE[kind]
+        raise InputError(f"{what}: name the {part} too: {name}:{example}")
+    place, _, attribute = name.rpartition(":")
     module = _load_file(what, Path(place)) if place.endswith(".py") else _import(what, kind, place)
     if not hasattr(module, attribute):
         raise InputError(f"{what}: {place} has no {attribute!r}")

@@ -350,6 +350,12 @@ def test_the_embedded_policy_is_asked_as_before() -> None:
             "system_prompt is set, but the prompts are not asked as a chat",
         ),
         (['--chat_template_kwargs={"tools": []}'], "'tools' is set by the trainer"),
+        (["--credit_kwargs={power: 2}"],
+         "argument --credit_kwargs/--credit-kwargs: not JSON: Expecting property name enclosed in double quotes: line 1 "
+         "column 2 (char 1); got '{power: 2}', expected an object such as '{\"power\": 0.5}'"),
+        (["--generation_kwargs=typical_p"], "--generation-kwargs: not JSON: Expecting value"),
+        (["--chat_template_kwargs=[1]"], """expected a JSON object such as '{"enable_thinking": false}', got '[1]'"""),
+        (["--fsdp_config={a}"], "argument --fsdp_config/--fsdp-config: not JSON: Expecting property name"),
         (['--generation_kwargs={"top_k": 3}'], "generation_kwargs: 'top_k': set top_k instead"),
         (['--generation_kwargs={"stop_strings": "a"}'], "generation_kwargs: 'stop_strings' cannot be set"),
         (['--generation_kwargs={"typical": 3}'], "'typical': did you mean 'typical_p'?"),
@@ -357,7 +363,7 @@ def test_the_embedded_policy_is_asked_as_before() -> None:
         (["--min_p=2"], "min_p: got 2.0, expected from 0 to 1"),
         (["--repetition_penalty=0"], "repetition_penalty: got 0.0, expected a number above 0"),
     ],
-)
+)  # fmt: skip
 def test_train_refuses_before_it_begins(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
@@ -443,6 +449,23 @@ def test_a_newline_ends_a_completion(liner: str, tmp_path: Path, capsys: pytest.
     assert r"Asked as plain text, ending at '\n', temperature 1, at most 9 tokens" in shown
     saved = json.loads((tmp_path / "run/model/generation_config.json").read_text())
     assert saved["eos_token_id"] in (eos, [eos])  # the saved policy is asked by others, for other things
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_task_without_problems_is_one_line(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from lambda_grpo.tasks import Sequences\n"
+        "class Own(Sequences):\n"
+        "    def problems(self, split, count, seed): return []\n"
+    )
+    rest = ["--model", model, "--output_dir", str(tmp_path / "run")] if command == "train" else [model]
+    assert cli.main([command, "--task", f"{own}:Own", *rest]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("lambda-grpo: error: task Own: problems(")
+    assert "returned no problem, expected " in said
 
 
 def test_tokens_that_hold_a_character_are_all_that_end_a_completion() -> None:

@@ -99,6 +99,11 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ),
         (["--loss_type", "dappo"], "unknown loss_type 'dappo': did you mean 'dapo'"),
         (["--max_steps", "0"], "max_steps: got 0, which trains nothing: `lambda-grpo eval` answers problems"),
+        (
+            ["--max_steps", "-3"],
+            "max_steps: got -3, expected at least 1, or -1 for as many as num_train_epochs",
+        ),
+        (["--credit", "Lambda_GRPO"], "unknown credit 'Lambda_GRPO': did you mean 'lambda_grpo'?"),
         (["--max_steps=-1", "--num_train_epochs=0"], "num_train_epochs: got 0, which trains nothing"),
         (["--learning_rate=-1", "--dry_run"], "learning_rate: got -1.0, expected 0 or more"),
     ],

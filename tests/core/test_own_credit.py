@@ -84,6 +84,13 @@ def test_a_file_or_a_module_names_a_function(module: str, monkeypatch: pytest.Mo
         assert get_credit(name) is get_credit(name)  # read once, whatever state it keeps
 
 
+def test_a_file_alone_asks_for_the_function() -> None:
+    with pytest.raises(
+        InputError, match=r"credit 'my_credit\.py': name the function too: my_credit\.py:my_credit"
+    ):
+        get_credit("my_credit.py")
+
+
 def test_parameters(module: str) -> None:
     tried = try_credit(f"{module}:scaled", {"by": 2})
     assert tried.weight.max() == 2

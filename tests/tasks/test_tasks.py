@@ -13,10 +13,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lambda_grpo import InputError
+from lambda_grpo.errors import LambdaGRPOError
 from lambda_grpo.tasks import Problem, Sequences, ThinkingSums, get_task, list_tasks
 from lambda_grpo.tasks.answers import final_answer
 from lambda_grpo.tasks.sequences import count_sequences
-from lambda_grpo.tasks.task import in_test_split
+from lambda_grpo.tasks.task import draw_problems, in_test_split
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_task.py"
 
@@ -178,10 +179,12 @@ def test_thinking_sums_by_hand():
     [
         ("sequnces", "unknown task 'sequnces': did you mean 'sequences'"),
         ("reasoning_gym:chain_sum", "Did you mean reasoning-gym:chain_sum"),
+        ("JSONL:data.jsonl", "Did you mean jsonl:data.jsonl"),
         ("jsnl:data.jsonl", "Did you mean jsonl:data.jsonl"),
         ("reasoning-gym", "did you mean 'reasoning-gym:NAME'"),
         ("jsonl:", "did you mean 'jsonl:PATH'"),
         ("no_such_module:MyTask", "there is no module 'no_such_module'"),
+        ("my_task.py", "task 'my_task.py': name the class too: my_task.py:MyTask"),
         ("nowhere/my_task.py:MyTask", "there is no file 'nowhere/my_task.py'"),
         (f"{EXAMPLE}:Forwards", "has no 'Forwards'"),
         (
@@ -227,6 +230,61 @@ def test_a_dotted_path_names_a_class_a_function_or_a_task(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for attribute in ("Mine", "make", "ready"):
         assert type(get_task(f"my_tasks_here:{attribute}")).__name__ == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], r"task Own: problems\('test', 4, 42\) returned no problem, expected 4"),
+        (["1+1="] * 4, r"problems\('test', 4, 42\) returned a str as #0, expected a Problem"),
+        ([Problem("1+1=", "2"), ("2+2=", "4")], "returned a tuple as #1, expected a Problem"),
+        (None, "returned a NoneType, expected a list of Problem"),
+        ("1+1=", "returned a str, expected a list of Problem"),
+    ],
+)
+def test_what_a_users_task_returns_is_checked(given, message):
+    class Own(Sequences):
+        def problems(self, split, count, seed):
+            return given
+
+    with pytest.raises(InputError, match=message):
+        draw_problems(Own(), "test", 4, 42)
+
+
+BROKEN = """
+class NeedsMore:
+    def __init__(self, size): pass
+
+class Raises:
+    def __init__(self): self.size = {}["size"]
+
+class Draws:
+    def problems(self, split, count, seed): return [1 / 0]
+    def score(self, problem, completion): return 0
+    def traits(self, completion): return {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "NeedsMore",
+            r"NeedsMore': it is called without arguments, and failed: TypeError: .* argument: 'size'$",
+        ),
+        ("Raises", r"Raises': .* failed: KeyError: 'size' \(.*my_task\.py, line 6\)$"),
+        (
+            "Draws",
+            r"task Draws: problems\('train', 3, 0\) failed: ZeroDivisionError: .* \(.*my_task\.py, line 9\)$",
+        ),
+    ],
+)
+def test_an_error_in_a_users_task_is_one_line_that_says_where(tmp_path, name, message):
+    path = tmp_path / "my_task.py"
+    path.write_text(BROKEN)
+    with pytest.raises(LambdaGRPOError, match=message) as raised:
+        draw_problems(get_task(f"{path}:{name}"), "train", 3, 0)
+    assert isinstance(raised.value.__cause__, TypeError | KeyError | ZeroDivisionError)
 
 
 def test_an_error_inside_a_users_module_is_left_alone(tmp_path):

@@ -23,7 +23,7 @@ def get_credit(name: str, kwargs: Mapping[str, Any] | None = None) -> Credit:
     Raises:
         InputError: an unknown credit or parameter, with the nearest miss; not a credit (`load_own`).
     """
-    if name not in CREDITS and ":" not in name:
+    if name not in CREDITS and ":" not in name and not name.endswith(".py"):
         raise unknown_name("credit", name, CREDITS)
     credit = CREDITS[name] if name in CREDITS else load_own(name)
     parameters = list(inspect.signature(credit).parameters.values())[2:]  # after tree and rewards

@@ -27,6 +27,7 @@ from lambda_grpo.evaluating.evaluation import (
 )
 from lambda_grpo.tasks import Problem, Split, Task
 from lambda_grpo.tasks.asking import Asked, PromptFormat, in_words
+from lambda_grpo.tasks.task import draw_problems
 from lambda_grpo.tasks.thinking_sums import CHARACTERS
 from lambda_grpo.whole_files import write_json
 
@@ -61,7 +62,7 @@ def compare(models: Sequence[str], task: Task, setting: Comparison, output: Path
     sampling = setting.sampling
     pass_at = usual_pass_at(sampling.samples) if setting.pass_at is None else setting.pass_at
     check_pass_at(pass_at, sampling.samples)
-    problems = task.problems(setting.split, setting.problems, sampling.seed)
+    problems = draw_problems(task, setting.split, setting.problems, sampling.seed)
     asked = {model: _asked(model, task, problems, setting.prompt_format) for model in models}
     timed = [_run(model, asked[model], problems, sampling) for model in models]
     answers = [each for each, _ in timed]

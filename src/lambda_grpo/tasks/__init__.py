@@ -78,12 +78,12 @@ def get_task(name: str) -> Task:
     family, colon, rest = name.partition(":")
     if family in FAMILIES and rest:
         return FAMILIES[family](rest)
-    if family in FAMILIES or not colon:
+    if family in FAMILIES or not (colon or name.endswith(".py")):
         raise unknown_name("task", name, [*TASKS, "reasoning-gym:NAME", *_PATTERNS])
     try:
         return load_own(name)
     except InputError as error:
-        near = get_close_matches(family, FAMILIES, n=1)
+        near = get_close_matches(family.lower(), FAMILIES, n=1)
         raise InputError(f"{error}. Did you mean {near[0]}:{rest}?") if near else error from error
 
 

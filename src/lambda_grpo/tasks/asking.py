@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lambda_grpo.errors import InputError, expect
-from lambda_grpo.tasks.task import Problem, Split, Task, before_stop, stop_texts
+from lambda_grpo.tasks.task import Problem, Split, Task, before_stop, draw_problems, stop_texts
 
 CHAT = ("auto", "on", "off")
 _OURS = ("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length",
@@ -122,7 +122,8 @@ class Asked:
         end_tokens: the ids of all tokens that hold one of `ends_at`.
 
     Raises:
-        InputError: as `stop_texts`; from `problems` and `formatted`, as `PromptFormat.apply`.
+        InputError: as `stop_texts`; from `problems`, as `draw_problems`; from it and `formatted`, as
+            `PromptFormat.apply`.
     """
 
     def __init__(self, task: Task, how: PromptFormat, tokenizer: Any) -> None:
@@ -137,7 +138,7 @@ class Asked:
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         """The task's, `formatted`. Which split a problem is in stays."""
-        return self.formatted(self._task.problems(split, count, seed))
+        return self.formatted(draw_problems(self._task, split, count, seed))
 
     def formatted(self, problems: Sequence[Problem]) -> list[Problem]:
         """The task's problems with the prompts that the model is given."""

@@ -3,8 +3,8 @@
 from typing import TypeGuard
 
 from lambda_grpo.custom import load_custom
-from lambda_grpo.errors import InputError
-from lambda_grpo.tasks.task import Task
+from lambda_grpo.errors import InputError, LambdaGRPOError
+from lambda_grpo.tasks.task import Task, failure
 
 _METHODS = ("problems", "score", "traits")
 
@@ -14,9 +14,19 @@ def load_own(name: str) -> Task:
 
     Raises:
         InputError: as `load_custom`; not a task. What the module itself raises is left alone.
+        LambdaGRPOError: the class or function raised something; the message says where.
     """
     found = load_custom("task", name)
-    task = found() if callable(found) and (isinstance(found, type) or not _is_task(found)) else found
+    task = found
+    if callable(found) and (isinstance(found, type) or not _is_task(found)):
+        try:
+            task = found()
+        except LambdaGRPOError:
+            raise
+        except Exception as error:
+            raise LambdaGRPOError(
+                f"task {name!r}: it is called without arguments, and failed: {failure(error)}"
+            ) from error
     if not _is_task(task):
         missing = [method for method in _METHODS if not callable(getattr(task, method, None))]
         raise InputError(

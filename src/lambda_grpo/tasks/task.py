@@ -53,6 +53,30 @@ class Task(Protocol):
         """Named numbers about a completion, reported as means; often none."""
 
 
+def draw_problems(task: Task, split: Split, count: int, seed: int) -> list[Problem]:
+    """What `task.problems` returns, checked to be problems, at least one.
+
+    Raises:
+        LambdaGRPOError: the task raised something; the message says where.
+        InputError: it returned something else.
+    """
+    call = f"task {type(task).__name__}: problems({split!r}, {count}, {seed})"
+    try:
+        found = task.problems(split, count, seed)
+    except LambdaGRPOError:
+        raise
+    except Exception as error:
+        raise LambdaGRPOError(f"{call} failed: {failure(error)}") from error
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        raise InputError(f"{call} returned a {type(found).__name__}, expected a list of Problem")
+    if not found:
+        raise InputError(f"{call} returned no problem, expected {count}")
+    for i, problem in enumerate(found):
+        if not isinstance(problem, Problem):
+            raise InputError(f"{call} returned a {type(problem).__name__} as #{i}, expected a Problem")
+    return list(found)
+
+
 def score(task: Task, problem: Problem, completion: str) -> float | None:
     """The score that `task.score` gives a completion, checked to be a finite number or None.
 
@@ -65,10 +89,8 @@ def score(task: Task, problem: Problem, completion: str) -> float | None:
     except LambdaGRPOError:
         raise
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
         raise LambdaGRPOError(
-            f"the task failed to score {completion!r} in answer to {problem.prompt!r}: "
-            f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+            f"the task failed to score {completion!r} in answer to {problem.prompt!r}: {failure(error)}"
         ) from error
     if reward is None or (isinstance(reward, Real) and math.isfinite(reward)):
         return reward
@@ -76,6 +98,16 @@ def score(task: Task, problem: Problem, completion: str) -> float | None:
         f"the task scored {completion!r} in answer to {problem.prompt!r} with {reward!r}: expected a finite "
         "number, or None for what cannot be scored"
     )
+
+
+def failure(error: Exception) -> str:
+    """What the caller's code raised, and where: `KeyError: 'a' (my_task.py, line 3)`.
+
+    An error without a place is one of the call itself, such as an argument that is missing.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is the call in our own code
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def stop_texts(task: Task) -> tuple[str, ...]:

@@ -150,6 +150,11 @@ def check(options: TrainOptions, config: LambdaGRPOConfig) -> None:
     ):
         if getattr(options, name) < least:
             raise InputError(f"{name}: expected at least {least}, got {getattr(options, name)}")
+    if config.max_steps < -1:
+        raise InputError(
+            f"max_steps: got {config.max_steps}, expected at least 1, or -1 for as many as num_train_epochs "
+            "give"
+        )
     if config.max_steps == 0 or (config.max_steps < 0 and config.num_train_epochs <= 0):
         name = "num_train_epochs" if config.max_steps else "max_steps"
         raise InputError(

@@ -4,11 +4,14 @@ Without a recipe, recipes/default.yaml is used, and recipes/default-other-model.
 A recipe with the key `extends` goes over another one, which the key names: one of ours, or a path.
 """
 
+import argparse
 import dataclasses
+import json
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,15 +39,39 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 _LISTED_BY = "lambda-grpo train --help-all"
 
+_JSON_EXAMPLES = {
+    "credit_kwargs": '{"power": 0.5}',
+    "chat_template_kwargs": '{"enable_thinking": false}',
+    "generation_kwargs": '{"no_repeat_ngram_size": 3}',
+}
+
 
 class _Parser(HfArgumentParser):
     """One flag per field of `TrainOptions` and `LambdaGRPOConfig`."""
 
     def __init__(self) -> None:
         super().__init__([TrainOptions, LambdaGRPOConfig], prog="lambda-grpo train", allow_abbrev=False)
+        for action in self._actions:
+            if action.dest in LambdaGRPOConfig._VALID_DICT_FIELDS:
+                action.type = partial(_json_text, action.dest)
 
     def error(self, message: str) -> Any:
         raise InputError(message)
+
+
+def _json_text(name: str, text: str) -> str:
+    """The text, checked to hold a JSON object; where a path may stand, only if it begins as one."""
+    if not (text.startswith("{") or name.endswith("_kwargs")):
+        return text
+    example = _JSON_EXAMPLES.get(name, '{"name": 1}')
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        message = f"not JSON: {error}; got {text!r}, expected an object such as {example!r}"
+        raise argparse.ArgumentTypeError(message) from error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object such as {example!r}, got {text!r}")
+    return text
 
 
 def default_recipe(flags: Sequence[str]) -> str:
