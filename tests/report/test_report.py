@@ -262,6 +262,15 @@ def test_a_report_without_groups_is_refused(tmp_path, capsys, groups):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("least", ["nan", "inf"])
+def test_a_reward_to_be_right_at_that_is_no_number_is_refused(tmp_path, capsys, least):
+    path = write_jsonl(tmp_path / "r.jsonl", BY_HAND)
+    out = tmp_path / "r.html"
+    assert cli.main(["report", str(path), "-o", str(out), "--correct_at", least]) == 2
+    assert f"correct_at: got {least}, expected a finite number" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_the_page_is_self_contained(tmp_path):
     html = write_report([write_jsonl(tmp_path / "r.jsonl", BY_HAND)], tmp_path / "r.html").html.read_text()
     assert re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[^>]*>", html) == [

@@ -233,6 +233,10 @@ def test_a_page_without_groups_is_refused(run, capsys, groups):
     assert f"groups: got {groups}, expected at least 1" in refused(capsys, run, "--groups", groups)
 
 
+def test_a_reward_to_be_right_at_that_is_no_number_is_refused(run, capsys):
+    assert "correct_at: got nan, expected a finite number" in refused(capsys, run, "--correct_at", "nan")
+
+
 def test_the_command_waits_for_rollouts_and_ends_with_ctrl_c(tmp_path):
     (tmp_path / "config.yaml").write_text("max_steps: 5\n")
     command = [sys.executable, "-m", "lambda_grpo.cli", "watch", str(tmp_path), "--port", "0"]

@@ -4,6 +4,7 @@ The page embeds this object and draws from nothing else; `report.json` is the sa
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class ReportOptions:
         text_bytes: how many bytes they may take, at most.
 
     Raises:
-        InputError: `groups` below 1.
+        InputError: `groups` below 1; `correct_at` is not finite.
     """
 
     tokenizer: str | None = None
@@ -62,6 +63,7 @@ class ReportOptions:
 
     def __post_init__(self) -> None:
         expect(self.groups >= 1, "groups", self.groups, "at least 1")
+        expect(math.isfinite(self.correct_at), "correct_at", self.correct_at, "a finite number")
 
 
 def report_content(paths: Sequence[str | Path], options: ReportOptions) -> dict[str, Any]:
