@@ -127,6 +127,20 @@ def test_an_unknown_command_names_the_nearest(
     )
 
 
+@pytest.mark.parametrize("command", ["report", "watch", "effect", "eval", "train"])
+def test_help_names_the_spelling_with_underscores_first(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    options = [
+        line.replace(",", "").split() for line in capsys.readouterr().out.splitlines() if "  --" in line
+    ]
+    firsts = [next(word for word in words if word.startswith("--")) for words in options]
+    assert len(firsts) > 3
+    assert [first for first in firsts if "-" in first[2:] and first != "--help-all"] == []
+
+
 @pytest.mark.parametrize("mark", ["-", "_"])
 def test_report_takes_both_spellings(capsys: pytest.CaptureFixture[str], tmp_path: Path, mark: str) -> None:
     rows = [*BY_HAND, {"group": "alone", "completion": "x", "reward": 1}]

@@ -227,7 +227,7 @@ def test_bad_rows_are_left_out_where_asked(
     ]
     rows[0]["reward"] = "none"
     path = write_jsonl(tmp_path / "r.jsonl", rows)
-    assert "--skip-bad goes on" in refused(capsys, str(run / "start"), str(path))
+    assert "--skip_bad goes on" in refused(capsys, str(run / "start"), str(path))
     assert effect(tmp_path, str(run / "start"), str(path), "--skip-bad")["groups"] == 1
     assert "note: left out 2 rows" in capsys.readouterr().out
 

@@ -328,7 +328,7 @@ def test_a_killed_run_with_a_half_written_file(tmp_path):
     last = runs[1] / "rollouts" / "step-000002-rank-0.parquet"
     last.write_bytes(last.read_bytes()[:200])
     with pytest.raises(
-        InputError, match=r"step-000002-rank-0\.parquet: is not a whole Parquet file.*--skip-bad"
+        InputError, match=r"step-000002-rank-0\.parquet: is not a whole Parquet file.*--skip_bad"
     ):
         content_of(*runs)
     content = content_of(*runs, skip_bad=True)
@@ -404,8 +404,8 @@ def test_a_copy_of_a_run_is_told(tmp_path):
 
 def test_rewards_that_never_count_as_right_are_told(tmp_path):
     paths = [write_jsonl(tmp_path / f"{n}.jsonl", group(0, 0, "p", [0.5, 0.25])) for n in "ab"]
-    assert sum("--correct-at" in note for note in content_of(*paths)["notes"]) == 2
-    assert not any("--correct-at" in note for note in content_of(*paths, correct_at=0.5)["notes"])
+    assert sum("--correct_at" in note for note in content_of(*paths)["notes"]) == 2
+    assert not any("--correct_at" in note for note in content_of(*paths, correct_at=0.5)["notes"])
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -137,7 +137,7 @@ def test_trl_chat_messages(tmp_path):
 def test_trl_without_a_common_group_size(tmp_path):
     rows = [("p", "a", 1), ("p", "b", 0), ("p", "c", 0), ("q", "d", 0), ("q", "e", 1), ("r", "f", 1)]
     trl_table(tmp_path, 1, rows)
-    with pytest.raises(InputError, match=r"00001\.parquet, row 1: 3 neighbouring rows .* --group-size"):
+    with pytest.raises(InputError, match=r"00001\.parquet, row 1: 3 neighbouring rows .* --group_size"):
         read(tmp_path)
     with pytest.raises(
         InputError, match="row 1: 3 neighbouring rows share a prompt, no multiple of the group size 2"
@@ -212,7 +212,7 @@ def test_a_long_file_is_read_group_by_group(tmp_path):
         list(groups)
 
 
-# Bad input: the file and row in the message, and what --skip-bad leaves out.
+# Bad input: the file and row in the message, and what --skip_bad leaves out.
 
 
 def spoilt(index, **changes):
@@ -243,10 +243,11 @@ BAD: dict[str, tuple[list, str]] = {
 @pytest.mark.parametrize(("rows", "message"), BAD.values(), ids=list(BAD))
 def test_bad_rows(tmp_path, rows, message):
     path = write_jsonl(tmp_path / "bad.jsonl", rows)
-    with pytest.raises(InputError, match=rf"bad\.jsonl, {message}.*--skip-bad"):
+    with pytest.raises(InputError, match=rf"bad\.jsonl, {message}") as raised:
         read(path)
     reader = RolloutReader([path], skip_bad=True)
     kept = sum(len(group.rewards) for group in reader)
+    assert ("--skip_bad goes on without it" in str(raised.value)) == (kept > 0), "only if something is left"
     assert reader.left_out.rows >= 1
     assert kept + reader.left_out.rows == len(rows), "every row is either kept or counted"
 
@@ -323,6 +324,19 @@ def test_empty_file(tmp_path):
     (tmp_path / "x.jsonl").touch()
     with pytest.raises(InputError, match=r"x\.jsonl: is empty"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"rubbish\n", b'{"a": 1}\n', b'{"group": 0, "completion": "", "reward": 1}\n']
+)
+def test_skip_bad_is_offered_only_where_it_leaves_something(tmp_path, content):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(content)
+    with pytest.raises(InputError) as raised:
+        read(bad)
+    assert "--skip_bad" not in str(raised.value)
+    with pytest.raises(InputError, match="--skip_bad goes on without it, and counts what is left out"):
+        read(bad, write_jsonl(tmp_path / "good.jsonl", PLAIN))
 
 
 def test_lone_surrogates_survive(tmp_path):

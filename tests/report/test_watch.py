@@ -225,7 +225,7 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("nothing")
     assert f"{tmp_path}: holds no run: expected" in refused(capsys, tmp_path)
     assert "nowhere: no such file or folder" in refused(capsys, tmp_path / "nowhere")
-    assert "--group-size: got 1, expected at least 2" in refused(capsys, tmp_path, "--group-size", 1)
+    assert "--group_size: got 1, expected at least 2" in refused(capsys, tmp_path, "--group-size", 1)
 
 
 @pytest.mark.parametrize("groups", [0, -1])

@@ -136,7 +136,7 @@ def _other_tasks(runs: SideBySide) -> list[str]:
 def _nothing_right(runs: SideBySide) -> list[str]:
     return [
         f"{name}: no completion counts as right in the whole training. If its rewards are not 0 and 1, "
-        "--correct-at says from which reward on an answer is right."
+        "--correct_at says from which reward on an answer is right."
         for place, name in enumerate(runs.names)
         if runs.right[runs.run == place].max() == 0
     ]

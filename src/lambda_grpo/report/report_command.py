@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", default="report.html", metavar="FILE", help="the page (default: %(default)s)"
     )
     parser.add_argument(
-        "--skip-bad",
         "--skip_bad",
+        "--skip-bad",
         action="store_true",
         help="go on without rows that cannot be used, and count them",
     )
@@ -45,15 +45,15 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         "show ids as text (without it, words are taken for tokens, and ids are shown by RUN/tokenizer)",
     )
     parser.add_argument(
-        "--group-size",
         "--group_size",
+        "--group-size",
         type=int,
         metavar="N",
         help="completions per prompt, where the file does not tell",
     )
     parser.add_argument(
-        "--correct-at",
         "--correct_at",
+        "--correct-at",
         type=float,
         default=defaults.correct_at,
         metavar="REWARD",

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> ReportOptions:
     expect(0 <= args.port < 2**16, "--port", args.port, "0 to 65535")
-    expect(args.group_size is None or args.group_size > 1, "--group-size", args.group_size, "at least 2")
+    expect(args.group_size is None or args.group_size > 1, "--group_size", args.group_size, "at least 2")
     folder = Path(args.run)
     if not folder.exists():
         raise InputError(f"{folder}: no such file or folder")

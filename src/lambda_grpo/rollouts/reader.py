@@ -61,6 +61,7 @@ class RolloutReader:
     ) -> None:
         if group_size is not None and group_size < 2:
             raise InputError(f"group_size is {group_size}, expected at least 2")
+        self._paths = paths
         self.runs: list[FoundRun] = find_runs(paths)
         self.left_out = LeftOut()
         self.notes: list[str] = []
@@ -134,7 +135,7 @@ class RolloutReader:
                     rows.numbers[run[0]],
                     f"{len(run)} neighbouring rows share a prompt, no multiple of "
                     + (f"the group size {size}" if size else "any group size above 1")
-                    + f" (such runs have lengths {lengths}); name the size with --group-size",
+                    + f" (such runs have lengths {lengths}); name the size with --group_size",
                     len(run),
                 )
                 continue
@@ -200,7 +201,8 @@ class RolloutReader:
     def _problem(self, file: Path, row: int | None, message: str, lost: int = 1, groups: int = 0) -> None:
         where = f"{file}: " if row is None else f"{file}, row {row}: "
         if not self._skip_bad:
-            raise InputError(f"{where}{message}. --skip-bad goes on without it, and counts what is left out")
+            hint = ". --skip_bad goes on without it, and counts what is left out"
+            raise InputError(f"{where}{message}{hint if self._leaves_any() else ''}")
         if row is None:
             self.left_out.files += 1
         else:
@@ -208,6 +210,11 @@ class RolloutReader:
             self.left_out.groups += groups
         if len(self.left_out.examples) < _MAX_MESSAGES:
             self.left_out.examples.append(where + message)
+
+    def _leaves_any(self) -> bool:
+        """Whether `skip_bad` would leave a group; reads from the start up to the first one."""
+        again = RolloutReader(self._paths, skip_bad=True, group_size=self._group_size)
+        return next(iter(again), None) is not None
 
     def _note(self, message: str) -> None:
         if message not in self.notes and len(self.notes) < _MAX_MESSAGES:
