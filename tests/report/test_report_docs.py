@@ -19,9 +19,9 @@ def test_the_schema_of_rollouts(tmp_path):
     (snippet,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/rollouts.md").read_text(), re.S)
     (tmp_path / "r.jsonl").write_text(snippet)
     (group,) = RolloutReader([tmp_path])
-    # "7", "+", "2", " =", " 9", ",", " so" are shared; " 22" and " 21" part; "." ends both.
-    assert [len(ids) for ids in group.token_ids] == [9, 9]
-    assert group.rewards.tolist() == [1, 0]
+    # "7", "+", "2", " =", " 9", "," and then " 9", "+", "13", " =", " 22", "." or " so", " 21", ".".
+    assert [len(ids) for ids in group.token_ids] == [12, 9, 9, 12]
+    assert group.rewards.tolist() == [1, 0, 0, 1]
 
 
 def test_every_measure_is_defined():
