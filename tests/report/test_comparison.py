@@ -126,6 +126,15 @@ def test_final_figures_by_hand():
     assert difference(table, pairs, "reward") == {"mean": 0.25, "low": None, "high": None, "problems": 2}
 
 
+def test_one_problem_is_singular(tmp_path):
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", group(0, 0, "p", [1, 0])) for name in "ab"]
+    said = content_of(*paths)
+    first, second, *_ = said["comparison"]["answers"]
+    assert ", on the same problem, too few for an interval: " in first
+    assert second.startswith("Of the 1 problem that both met in training, ")
+    assert any("hold the same completions in the only group that both have" in note for note in said["notes"])
+
+
 @pytest.mark.parametrize(
     ("lift", "words"), [(0.2, "b.jsonl is ahead of a.jsonl"), (0.0, "no run is clearly ahead")]
 )

@@ -219,8 +219,8 @@ def test_left_out_rows_are_counted_on_the_page_and_by_the_command(tmp_path, caps
     args = parser.parse_args([str(path), "-o", str(tmp_path / "r.html"), "--skip-bad"])
     assert report_command.run(args) == 0
     out, err = capsys.readouterr()
-    assert "1 groups measured, 1 shown in full" in out
-    assert "left out: 1 rows (in them 1 whole groups) and 0 files" in err
+    assert "1 group measured, 1 shown in full" in out
+    assert "left out: 1 row (in them 1 whole group) and 0 files:" in err
     assert json.loads((tmp_path / "r.json").read_text())["left_out"]["rows"] == 1
 
 
@@ -316,5 +316,5 @@ def test_tokens_of_two_kinds_in_one_run_are_said(tmp_path):
     assert report_content([tmp_path / "run"], ReportOptions())["notes"] == []
     write_jsonl(tmp_path / "run" / "2.jsonl", words)
     (note,) = report_content([tmp_path / "run"], ReportOptions())["notes"]
-    sources = "token ids in the file in some groups, from words (no tokenizer given) in others"
+    sources = "token ids in the file in some groups, from words in others"
     assert note.startswith(f"run: tokens come from {sources}")

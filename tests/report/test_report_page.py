@@ -1,6 +1,7 @@
 """The page in a real headless Chromium: it loads, asks the network for nothing, and does what it says."""
 
 import json
+import re
 from random import Random
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_the_twin_is_what_the_page_draws_from(browser, two_runs):
         assert page.evaluate("JSON.parse(document.getElementById('data').textContent)") == twin
         run = twin["runs"][0]
         statement = page.locator("#statements li").first.inner_text()
-        assert f"{run['flat_groups']} of {run['means']['groups']} groups are flat" in statement
+        assert f"Flat groups: {run['flat_groups']} of {run['means']['groups']}." in statement
         page.locator("#numbers summary").click()
         page.wait_for_selector("#numbers tbody tr")
         assert page.locator("#numbers tbody tr").count() == len(twin["steps"]["step"]) == 8
@@ -88,6 +89,65 @@ def test_it_opens_with_the_verdict(browser, tmp_path, two_runs, by_hand):
         assert page.locator("#statements canvas").count() == 0
         assert page.locator("#statements .bar").count() == 2
         assert "56%" in page.locator(".verdict-figure").inner_text()  # 5 of 9 tokens are shared
+
+
+def test_a_track_is_the_whole(browser, by_hand):
+    """Bars of shares are as wide as the shares say; numbers that are no shares have no track."""
+    parts = "bars => bars.map((bar) => bar.getBoundingClientRect().width / bar.parentNode.getBoundingClientRect().width)"
+    (run,) = json.loads(by_hand.with_suffix(".json").read_text())["runs"]
+    with opened(browser, by_hand) as page:
+        opening = page.locator("#statements .bar-track > .bar").evaluate_all(parts)
+        shares = [run["means"][name] for name in ("shared_tokens", "push_removed")]
+        assert opening == pytest.approx(shares, abs=0.005)
+        flaw = page.locator("#flaw .bar-track > .bar").evaluate_all(parts)
+        names = [
+            f"{name}_{credit}"
+            for name in ("best_share_down", "frequent_share")
+            for credit in ("grpo", "lambda")
+        ]
+        assert flaw == pytest.approx([run["means"][name] for name in names], abs=0.005)
+        terms = page.locator("#flaw .bar-room > .bar").evaluate_all(parts)
+        assert (len(terms), max(terms)) == (2, 1)
+
+
+def test_ticks_of_steps_are_whole(browser, tmp_path):
+    html = write_report([write_run(tmp_path / "one", steps=3, groups=2)], tmp_path / "r.html").html
+    drawn = """async () => {
+        const texts = [];
+        const fill = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
+            if (this.textAlign === "center") texts.push(text);  // the others are beside the axis of values
+            return fill.call(this, text, ...place);
+        };
+        const data = JSON.parse(document.getElementById("data").textContent);
+        Overview.draw(data);
+        Verdict.draw(data);
+        await new Promise((done) => setTimeout(done, 200));
+        return texts;
+    }"""
+    with opened(browser, html) as page:
+        assert set(page.evaluate(drawn)) == {"0", "1", "2"}
+
+
+def test_counts_of_one_are_singular(browser, by_hand):
+    with opened(browser, by_hand) as page:
+        page.locator('.leaf[data-completion="3"]').click()
+        said = page.locator("body").inner_text()
+        assert "Flat groups: 0 of 1." in said
+        assert "The only group." in said
+        assert page.locator("#match-count").inner_text() == "1 of 1 shown group"
+        assert re.findall(r"\b1 (?:\w+ )?(?:groups|tokens|completions|steps|rows|files)\b", said) == []
+
+
+def test_the_paper_is_a_link(browser, by_hand):
+    with opened(browser, by_hand) as page:
+        link = page.locator("#made-by a")
+        assert link.get_attribute("href") == "https://arxiv.org/abs/2509.21154"
+        assert link.get_attribute("rel") == "noopener noreferrer"
+        assert re.match(
+            r"Made by lambda-grpo \S+\. The method: Sullivan & Koller, ",
+            page.locator("#made-by").inner_text(),
+        )
 
 
 def test_hovering_shows_the_numbers_worked_by_hand(browser, by_hand):
@@ -157,7 +217,7 @@ def test_reading_completions(browser, by_hand):
         page.locator('.leaf[data-completion="3"]').click()
         assert (
             page.locator("#reader-title").inner_text()
-            == "Completion 3 (4 of 4): reward 0.5, advantage +1.00, 1 tokens"
+            == "Completion 3 (4 of 4): reward 0.5, advantage +1.00, 1 token"
         )
 
 
@@ -274,7 +334,7 @@ def test_an_unscored_completion_is_shown_as_such(browser, tmp_path):
     ]
     html = write_report([write_jsonl(tmp_path / "r.jsonl", rows)], tmp_path / "r.html").html
     with opened(browser, html) as page:
-        assert "1 of 4 completions are unscored" in page.locator(".warning").inner_text()
+        assert "1 of 4 completions is unscored" in page.locator(".warning").inner_text()
         assert "1unscored" in page.locator("#group-facts").text_content()
         leaf = page.locator('.leaf[data-completion="1"]')
         assert leaf.locator(".value").all_text_contents() == ["1", "unscored", "–"]
@@ -340,6 +400,6 @@ def test_groups_too_long_to_show_are_said(browser, tmp_path):
     path = write_jsonl(tmp_path / "r.jsonl", BY_HAND)
     html = write_report([path], tmp_path / "r.html", ReportOptions(text_bytes=10)).html
     with opened(browser, html) as page:
-        assert "A sample of 0 of 1 groups" in page.locator("#sample-note").inner_text()
-        assert "1 of the sample were too long" in page.locator("#sample-note").inner_text()
+        assert "A sample of 0 of 1 group," in page.locator("#sample-note").inner_text()
+        assert "1 of the sample was too long" in page.locator("#sample-note").inner_text()
         assert page.locator(".stage").is_hidden()

@@ -85,7 +85,7 @@ def test_the_twin_and_the_note(tmp_path: Path) -> None:
     assert content["groups"][0]["nodes"]["push_grpo"][1] == pytest.approx(HIGH + LOW)
     assert content["groups"][0]["nodes"]["push_lambda"][1] == pytest.approx((HIGH + LOW) / 3)
     assert written.notes == [
-        "r.jsonl: 1 of 4 completions are unscored: no reward function could score them. They are in the trees, "
+        "r.jsonl: 1 of 4 completions is unscored: no reward function gave a score. Unscored completions are in the trees, "
         "and in no mean of rewards."
     ]
 

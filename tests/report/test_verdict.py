@@ -76,16 +76,43 @@ def test_what_all_share_cancels_and_is_said(tmp_path: Path) -> None:
     found = opening(write_jsonl(tmp_path / "r.jsonl", rows([[5, 6], [5, 7]], [1, 0])))
     assert found["push_removed"]["mean"] == found["push_cancelled"] == pytest.approx(1 / 4)
     assert found["change"] == "nothing"
-    assert found["sentences"][0].endswith(
-        "; 25% of the push lies on beginnings that all completions share, where it cancels anyway."
+    assert found["sentences"][0] == (
+        "λ-GRPO changes nothing in this run: what it takes off cancels anyway, because it lies on beginnings that all "
+        "completions of a group share. It takes 25% off GRPO's push, because 50% of the tokens are shared with other "
+        "completions of their group."
     )
-    assert "is trivial: no completion passes an intermediate step (shared is the" in found["sentences"][1]
+    assert (
+        "is trivial: no completion passes an intermediate step (what is shared begins all"
+        in found["sentences"][1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("ids", "begins", "ends"),
+    [([[5] * 9 + [6, 7], [5] * 9 + [6, 8], [5] * 9 + [9]], "little in this run: most of what it takes off cancels",
+      "of their group."),
+     ([[1, *row] for row in BRANCHING], "much in this run: it takes 47% off", "; 21% of the push lies on beginnings "
+      "that all completions share, where it cancels anyway.")],
+)  # fmt: skip
+def test_what_cancels_is_said_first_if_it_is_most(
+    tmp_path: Path, ids: list[list[int]], begins: str, ends: str
+) -> None:
+    """Advantages 2, -1, -1: Σ|a| is 22 + 11 + 10 = 43, of which 9·4·2/3 = 24 cancels and 3/2 does not.
+
+    Advantages 3, -1, -1, -1: Σ|a| is 12 + 4 + 3 + 2 = 21, of which 6·3/4 = 4.5 cancels and 16/3 does not.
+    """
+    sentence = opening(write_jsonl(tmp_path / "r.jsonl", rows(ids, [1, 0, 0, 0][: len(ids)])))["sentences"][0]
+    assert sentence.startswith(f"λ-GRPO changes {begins}")
+    assert sentence.endswith(ends)
 
 
 def test_equal_completions_are_shared_in_a_flat_group(tmp_path: Path) -> None:
     found = opening(write_jsonl(tmp_path / "r.jsonl", rows([[5], [5], [6], [7]], [1, 1, 0, 0])))
     assert found["change"] == "much"
-    assert "is trivial: no completion passes an intermediate step (shared is the" in found["sentences"][1]
+    assert (
+        "is trivial: no completion passes an intermediate step (what is shared begins all"
+        in found["sentences"][1]
+    )
     found = opening(write_jsonl(tmp_path / "s.jsonl", rows([[5], [6], [7]], [1, 0, 0])))
     assert "no completion passes an intermediate step;" in found["sentences"][1]
 

@@ -32,7 +32,7 @@ const Compare = (() => {
     Problems.start(data);
     const shown = data.groups.length;
     at("sample-note").textContent = shown < data.groups_total
-      ? `${Show.number(shown)} of ${Show.number(data.groups_total)} groups, to bound the size of this page: those of problems that several runs met, and a sample. All numbers above are over all groups.${data.groups_cut ? ` ${data.groups_cut} more were too long.` : ""}`
+      ? `${Show.number(shown)} of ${Show.plural(data.groups_total, "group")}, to bound the size of this page: those of problems that several runs met, and a sample. All numbers above are over all groups.${data.groups_cut ? ` ${data.groups_cut} more ${data.groups_cut === 1 ? "was" : "were"} too long.` : ""}`
       : at("sample-note").textContent;
     draw();
     let width = innerWidth;

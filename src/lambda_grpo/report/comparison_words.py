@@ -7,7 +7,7 @@ import numpy as np
 
 from lambda_grpo.report.matching import Int
 from lambda_grpo.report.side_by_side import SideBySide
-from lambda_grpo.report.verdict import percent
+from lambda_grpo.report.verdict import percent, plural
 
 _SHOWN = 60  # characters of a run's name in a sentence
 
@@ -54,9 +54,10 @@ def _ended(figure: Mapping[str, Any], names: Sequence[str], run: int, when: str)
     if apart is None:
         both = f"{ends[0][0]} and {ends[1][0]}"
         return f"{when} {both} met no problem in common. Their own means: {what}, {values}."
-    on = f"{when}, on the same {apart['problems']} problems"
+    count = apart["problems"]
+    on = f"{when}, on the same {'problem' if count == 1 else f'{count} problems'}"
     if apart["low"] is None:
-        return f"{on}, which are too few for an interval: {what}, {values}."
+        return f"{on}, too few for an interval: {what}, {values}."
     if apart["low"] > 0 or apart["high"] < 0:
         ahead, behind = (names[run], names[0]) if apart["mean"] > 0 else (names[0], names[run])
         return f"{on}, {ahead} is ahead of {behind}: its {what} is higher by {_points(_size(apart), share)}."
@@ -97,9 +98,9 @@ def _right(pair: Mapping[str, Any], a: str, b: str) -> str:
         return ""
     most = pair["most"]
     return (
-        f"Of the {pair['scored']} problems that both met in training, {a} alone got {most['only'][0]} right, "
-        f"{b} alone {most['only'][1]}, both {most['both']}, neither {most['neither']}. A problem counts as "
-        "right if most of its completions are."
+        f"Of the {plural(pair['scored'], 'problem')} that both met in training, "
+        f"{a} alone got {most['only'][0]} right, {b} alone {most['only'][1]}, both {most['both']}, "
+        f"neither {most['neither']}. A problem counts as right if most of its completions are."
     )
 
 
@@ -179,7 +180,9 @@ def _tokenised(runs: SideBySide, problems: Int) -> list[str]:
     elif len({record.vocabulary for record in runs.records if record.vocabulary}) > 1:
         told = "The runs have different tokenizers"
     elif other := _other_prompt_ids(runs, problems):
-        told = f"{other} of the shared prompts have other token ids in another run"
+        told = (
+            f"{other} of the shared prompts {'has' if other == 1 else 'have'} other token ids in another run"
+        )
     return (
         [f"{told}: lengths, path depths and shares of tokens of these runs do not compare."] if told else []
     )
@@ -202,9 +205,10 @@ def _copies(runs: SideBySide, problems: Int) -> list[str]:
         for a in range(b):
             both = problems[(problems[:, a] >= 0) & (problems[:, b] >= 0)][:, [a, b]]
             if len(both) and (sums[both[:, 0]] == sums[both[:, 1]]).all():
+                which = "the only group" if len(both) == 1 else f"all {len(both)} groups"
                 said.append(
-                    f"{runs.names[a]} and {runs.names[b]} hold the same completions in all {len(both)} "
-                    "groups that both have: one may be a copy of the other."
+                    f"{runs.names[a]} and {runs.names[b]} hold the same completions in {which} that both "
+                    "have: one may be a copy of the other."
                 )
     return said
 

@@ -23,7 +23,7 @@ from lambda_grpo.report.matching import MetPrompts
 from lambda_grpo.report.run_records import own_tokeniser, read_records
 from lambda_grpo.report.sample import Row, Sample, group_content
 from lambda_grpo.report.side_by_side import SideBySide
-from lambda_grpo.report.verdict import verdict
+from lambda_grpo.report.verdict import plural, verdict
 from lambda_grpo.rollouts import Group, RolloutReader
 from lambda_grpo.tree import ProcessTree
 from lambda_grpo.whole_files import without_nan
@@ -214,8 +214,9 @@ def _unscored_notes(analysis: Analysis) -> list[str]:
     table = analysis.runs()
     counts = zip(table["run"], table["completions"].tolist(), table["scored"].tolist(), strict=True)
     return [
-        f"{run}: {completions - scored} of {completions} completions are unscored: no reward function could "
-        "score them. They are in the trees, and in no mean of rewards."
+        f"{run}: {completions - scored} of {plural(completions, 'completion')} "
+        f"{'is' if completions - scored == 1 else 'are'} unscored: no reward function gave a score. Unscored "
+        "completions are in the trees, and in no mean of rewards."
         for run, completions, scored in counts
         if scored < completions
     ]

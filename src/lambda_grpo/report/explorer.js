@@ -28,7 +28,7 @@ const Explorer = (() => {
     listed = data.groups
       .filter((group) => (!run || group.run === run) && (!step || String(group.step) === step) && (!query || haystack(group).includes(query)))
       .sort((a, b) => key(a) - key(b));
-    at("match-count").textContent = `${Show.number(listed.length)} of ${Show.number(data.groups.length)} shown groups`;
+    at("match-count").textContent = `${Show.number(listed.length)} of ${Show.plural(data.groups.length, "shown group")}`;
     at("groups").replaceChildren(...listed.map(entry));
     if (listed.length && !listed.includes(state.group)) pick(listed[0]);
     else if (state.group) refresh();
@@ -48,7 +48,7 @@ const Explorer = (() => {
     Show.append(head.appendChild(Show.make("b")), `step ${group.step} · group ${Show.cut(group.group, 60)}`);
     Show.append(item.appendChild(Show.make("span", "entry-prompt")), Show.cut(group.prompt.replace(/\s+/g, " "), 90));
     const down = group.best_share_down_grpo;
-    const facts = `spread ${Show.number(group.spread)} · depth ${Show.number(group.path_depth)}${down ? ` · best ↓ ${Show.percent(down)}` : ""}`;
+    const facts = `reward spread ${Show.number(group.spread)} · depth ${Show.number(group.path_depth)}${down ? ` · best\u00a0↓\u00a0${Show.percent(down)}` : ""}`;
     item.append(Show.make("span", "entry-facts", facts));
     item.addEventListener("click", () => pick(group));
     return item;
@@ -218,8 +218,8 @@ const Explorer = (() => {
     at("pick-run").closest("label").hidden = data.runs.length < 2;
     const rest = data.groups_total - data.groups.length;
     at("sample-note").textContent = rest
-      ? `A sample of ${Show.number(data.groups.length)} of ${Show.number(data.groups_total)} groups, to bound the size of this page: half of them those with most to show, half drawn by chance. All numbers above are over all groups.${data.groups_cut ? ` ${data.groups_cut} of the sample were too long.` : ""}`
-      : `All ${Show.number(data.groups.length)} groups.`;
+      ? `A sample of ${Show.number(data.groups.length)} of ${Show.plural(data.groups_total, "group")}, to bound the size of this page: half of them those with most to show, half drawn by chance. All numbers above are over all groups.${data.groups_cut ? ` ${data.groups_cut} of the sample ${data.groups_cut === 1 ? "was" : "were"} too long.` : ""}`
+      : data.groups.length === 1 ? "The only group." : `All ${Show.number(data.groups.length)} groups.`;
     document.querySelector(".explorer").hidden = !data.groups.length;
     if (!data.groups.length) return;
     at("search").addEventListener("input", () => Find.ask(at("search").value.trim()));

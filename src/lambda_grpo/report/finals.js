@@ -41,7 +41,7 @@ const Finals = (() => {
     const clear = difference.low !== null && (difference.low > 0 || difference.high < 0);
     const more = Show.make("span", `final-more${clear ? " clear" : ""}`);
     Show.append(more, `${apart(figure, difference.mean)} ${interval(difference, (value) => apart(figure, value))}${figure.percent ? " points" : ""} to ${Show.cut(data.runs[0].name, 30)}`);
-    more.title = `The mean difference over ${difference.problems} problems that both runs met${clear ? "; its interval leaves zero out" : ""}`;
+    more.title = `The mean difference over ${Show.plural(difference.problems, "problem")} that both runs met${clear ? "; its interval leaves zero out" : ""}`;
     return more;
   }
 

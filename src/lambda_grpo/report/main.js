@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   document.title = `Hidden process rewards: ${data.runs.map((run) => Show.visible(run.name)).join(", ")}`;
   document.getElementById("accuracy-rule").textContent = `Share of completions marked correct in the file or, where it does not say, with a reward of at least ${data.correct_at}.`;
-  document.getElementById("made-by").textContent = `Made by lambda-grpo ${data.version}. The method: Sullivan & Koller, “GRPO is Secretly a Process Reward Model”, arXiv 2509.21154.`;
+  document.getElementById("made-by").prepend(`Made by lambda-grpo ${data.version}. `);
   Verdict.draw(data);
   Overview.start(data);
   Explorer.start(data);

@@ -10,7 +10,7 @@ const Overview = (() => {
     ["intermediate_proportion", "Intermediate proportion", Show.percent],
     ["shared_tokens", "Tokens with |λ| > 1", Show.percent],
     ["flat", "Flat groups", Show.percent],
-    ["best_pushed_down", "Best completion pushed down", Show.percent],
+    ["best_pushed_down", "Groups whose best is pushed down", Show.percent],
     ["frequent_share_grpo", "Gradient on frequent step", Show.percent],
   ];
   const VALIDATION = [
@@ -24,7 +24,7 @@ const Overview = (() => {
       text: "Its beginning is shared with worse siblings, and their mean advantage is negative. Of the gradient on the best completion, this much pushes it down:",
       measures: ["best_share_down_grpo", "best_share_down_lambda"],
       show: Show.percent,
-      extra: (means) => `In ${Show.percent(means.best_pushed_down)} of groups; ${Show.number(means.best_tokens_down)} tokens of the best on average.`,
+      extra: (means) => `In ${Show.percent(means.best_pushed_down)} of groups; ${Show.plural(means.best_tokens_down, "token")} of the best on average.`,
       rule: "Over groups with unequal rewards. Both push the same tokens down; λ-GRPO pushes them less.",
     },
     {
@@ -41,10 +41,11 @@ const Overview = (() => {
       text: "How many of a group's unique tokens the gradient is effectively spread over (all of them, if each were pushed as hard as the next):",
       measures: ["effective_terms_grpo", "effective_terms_lambda"],
       show: Show.number,
-      extra: (means) => `All groups have ${Show.number(means.unique_tokens)} unique tokens on average.`,
+      extra: (means) => `All groups have ${Show.plural(means.unique_tokens, "unique token")} on average.`,
       rule: "Mean over groups with unequal rewards. λ-GRPO evens out how often steps count, not their advantages, so either can be larger.",
     },
   ];
+  const WHOLE = [1, 2, 5].flatMap((digit) => [0, 1, 2, 3, 4, 5, 6].map((power) => digit * 10 ** power)).sort((a, b) => a - b); // between ticks of steps
   let plots = [];
 
   function swatch(index) {
@@ -63,7 +64,7 @@ const Overview = (() => {
     const lost = data.left_out;
     const say = (text) => host.append(Show.append(Show.make("p", "warning"), text));
     if (lost.rows || lost.files) {
-      say(`Left out as unusable: ${Show.number(lost.rows)} rows (${Show.number(lost.groups)} whole groups) and ${Show.number(lost.files)} files. First: ${lost.examples[0]}`);
+      say(`Left out as unusable: ${Show.plural(lost.rows, "row")} (${Show.plural(lost.groups, "whole group")}) and ${Show.plural(lost.files, "file")}. First: ${lost.examples[0]}`);
     }
     data.notes.forEach(say);
     if (data.runs.some((run) => run.tokens_from.some((from) => from.startsWith("words")))) {
@@ -138,7 +139,7 @@ const Overview = (() => {
         legend: { show: false },
         cursor: { sync: { key: "steps" }, points: { size: 6 }, y: false, drag: { x: true, y: false } },
         scales: { x: { time: false }, y: { range: valueRange } },
-        axes: [{ ...axis, size: 26, space: 60 }, { ...axis, size: 48, space: 34, values: (_, ticks, __, ___, step) => ticks.map((tick) => tickLabel(tick, step, show)) }],
+        axes: [{ ...axis, size: 26, space: 60, incrs: WHOLE }, { ...axis, size: 48, space: 34, values: (_, ticks, __, ___, step) => ticks.map((tick) => tickLabel(tick, step, show)) }],
         series: window ? [{}, ...raw, ...series.map((one) => ({ ...one, points: { show: false } }))] : [{}, ...series],
         hooks: {
           setCursor: [({ cursor }) => live.replaceChildren(...(cursor.left >= 0 && cursor.idx !== null ? valuesAt(values, cursor.idx, show) : lastValues(values, show)))],
@@ -194,14 +195,15 @@ const Overview = (() => {
     for (const card of FLAW) {
       const box = host.appendChild(Show.make("article", "card"));
       box.append(Show.make("p", "eyebrow", card.kind), Show.make("h3", "", card.title), Show.make("p", "note", card.text));
-      const most = Math.max(...data.runs.flatMap((run) => card.measures.map((name) => run.means[name] ?? 0)), 1e-9);
+      const share = card.show === Show.percent; // a track is the whole; where there is none, the largest fills the row
+      const most = share ? 1 : Math.max(...data.runs.flatMap((run) => card.measures.map((name) => run.means[name] ?? 0)), 1e-9);
       for (const run of data.runs) {
         if (data.runs.length > 1) box.append(Show.append(Show.make("p", "bar-run"), run.name));
         card.measures.forEach((name, i) => {
           const value = run.means[name];
           const row = box.appendChild(Show.make("div", "bar-row"));
           row.append(Show.make("span", "bar-name", i ? "λ-GRPO" : "GRPO"));
-          const track = row.appendChild(Show.make("span", "bar-track"));
+          const track = row.appendChild(Show.make("span", share ? "bar-track" : "bar-room"));
           const bar = track.appendChild(Show.make("span", `bar ${i ? "lambda" : "grpo"}`));
           bar.style.width = `${(100 * (value ?? 0)) / most}%`;
           row.append(Show.make("b", "bar-value", card.show(value)));
@@ -250,5 +252,5 @@ const Overview = (() => {
     draw(data);
   }
 
-  return { start, draw, resize, swatch, smooth, tickLabel };
+  return { start, draw, resize, swatch, smooth, tickLabel, WHOLE };
 })();

@@ -66,7 +66,7 @@ const Pair = (() => {
   function read(made) {
     const { group, completion } = made;
     const reward = group.rewards[completion];
-    made.title.textContent = `Completion ${completion}: ${reward === null ? "unscored" : `reward ${Show.number(reward)}`}, ${Show.number(group.lengths[completion])} tokens`;
+    made.title.textContent = `Completion ${completion}: ${reward === null ? "unscored" : `reward ${Show.number(reward)}`}, ${Show.plural(group.lengths[completion], "token")}`;
     const path = [];
     for (let n = group.leaf[completion]; n >= 0; n = group.nodes.parent[n]) path.unshift(n);
     let room = FOLD;

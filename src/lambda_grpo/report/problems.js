@@ -48,7 +48,7 @@ const Problems = (() => {
     at("who-over").hidden = parts.length < 2;
     at("who-parts").replaceChildren(...parts.map((part) => {
       const column = Show.make("span", "who-column");
-      column.title = `Steps ${part.from} to ${part.to}: ${part.only[0]} and ${part.only[1]} of ${part.problems} problems`;
+      column.title = `Steps ${part.from} to ${part.to}: ${part.only[0]} and ${part.only[1]} of ${Show.plural(part.problems, "problem")}`;
       part.only.forEach((count, run) => {
         const half = column.appendChild(Show.make("span", `who-half ${run ? "down" : "up"}`));
         const inside = half.appendChild(Show.make("span"));
@@ -108,7 +108,7 @@ const Problems = (() => {
     at("only-lists").replaceChildren(...only.map((problems, run) => list(`Right in ${name(run)} only`, pair.runs[run], pair[rule].only[run], problems)));
     const others = known.filter((problem) => shown.has(problem.id) && !only.flat().includes(problem));
     at("others").hidden = !others.length;
-    at("others").querySelector("summary").textContent = `${Show.number(others.length)} more problems that are shown in full: both right, or neither`;
+    at("others").querySelector("summary").textContent = `${Show.plural(others.length, "more problem")} shown in full: both right, or neither`;
     at("others").querySelector("ol").replaceChildren(...others.map(entry));
   }
 
@@ -120,8 +120,8 @@ const Problems = (() => {
   /** What is counted. */
   function note() {
     if (!pair.met) return "The runs met no problem in common, so there is nothing to compare here.";
-    const told = [`${Show.number(pair.met)} problems were met by both runs${pair.scored < pair.met ? `, ${Show.number(pair.scored)} of them with rewards in both` : ""}. A problem that was met at several steps counts for each.`];
-    if (pair.other_step) told.push(`${Show.number(pair.other_step)} were met at another step by the other run, which was then another policy.`);
+    const told = [`${Show.plural(pair.met, "problem")} ${pair.met === 1 ? "was" : "were"} met by both runs${pair.scored < pair.met ? `, ${Show.number(pair.scored)} of them with rewards in both` : ""}. A problem that was met at several steps counts for each.`];
+    if (pair.other_step) told.push(`${Show.number(pair.other_step)} ${pair.other_step === 1 ? "was" : "were"} met at another step by the other run, which was then another policy.`);
     if (pair.same) told.push(`In ${Show.number(pair.same)} both sampled the same completions.`);
     return told.join(" ");
   }

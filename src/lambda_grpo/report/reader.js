@@ -80,7 +80,7 @@ const Reader = (() => {
     const place = group.order.indexOf(completion);
     const scored = group.rewards[completion] !== null;
     const told = scored ? `reward ${Show.number(group.rewards[completion])}, advantage ${Show.signed(group.advantages[completion])}` : "unscored: no reward function could score it";
-    at("reader-title").textContent = `Completion ${completion} (${place + 1} of ${group.order.length}): ${told}, ${Show.number(group.lengths[completion])} tokens`;
+    at("reader-title").textContent = `Completion ${completion} (${place + 1} of ${group.order.length}): ${told}, ${Show.plural(group.lengths[completion], "token")}`;
   }
 
   function note(group) {
@@ -121,7 +121,7 @@ const Reader = (() => {
 
   function sharedBy(n) {
     const { size, start, end } = state.group.nodes;
-    const tokens = `${Show.number(end[n] - start[n])} ${end[n] - start[n] === 1 ? "token" : "tokens"}`;
+    const tokens = Show.plural(end[n] - start[n], "token");
     return size[n] === 1 ? `its own ${tokens}` : `shared by ${size[n]} of ${state.group.rewards.length}, ${tokens}`;
   }
 

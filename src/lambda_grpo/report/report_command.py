@@ -6,6 +6,7 @@ import sys
 from lambda_grpo.errors import printable
 from lambda_grpo.report.content import ReportOptions
 from lambda_grpo.report.page import write_report
+from lambda_grpo.report.verdict import plural
 
 DESCRIPTION = """\
 Show the hidden process reward model of rollouts, whatever trained the model: one self-contained HTML page
@@ -88,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
     left = written.left_out
     if left.rows or left.files:
         print(
-            f"left out: {left.rows} rows (in them {left.groups} whole groups) and {left.files} files:",
+            f"left out: {plural(left.rows, 'row')} (in them {plural(left.groups, 'whole group')}) and "
+            f"{plural(left.files, 'file')}:",
             *map(printable, left.examples[:5]),
             sep="\n  ",
             file=sys.stderr,
@@ -96,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     for answer in written.answers:
         print(printable(answer))
     html, twin = printable(str(written.html)), printable(str(written.json))
-    print(f"{html}: {written.groups} groups measured, {written.shown} shown in full; {twin}")
+    print(f"{html}: {plural(written.groups, 'group')} measured, {written.shown} shown in full; {twin}")
     for sentence in written.forks:
         print(printable(sentence))
     return 0

@@ -49,6 +49,11 @@ const Show = (() => {
     return String(Number(value.toPrecision(3))).replace("-", "−");
   }
 
+  /** A count with its noun. */
+  function plural(count, word) {
+    return `${number(count)} ${word}${count === 1 ? "" : "s"}`;
+  }
+
   function signed(value) {
     if (value === null || value === undefined) return "–";
     const shown = Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(2);
@@ -61,5 +66,5 @@ const Show = (() => {
     return `${shown !== 0 && Math.abs(shown) < 9.95 ? shown.toFixed(1) : shown.toFixed(0)}%`;
   }
 
-  return { visible, append, make, cut, number, signed, percent };
+  return { visible, append, make, cut, number, plural, signed, percent };
 })();

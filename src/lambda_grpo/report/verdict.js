@@ -7,7 +7,6 @@ const Verdict = (() => {
     ["push_removed", "push that it takes off", "--lambda"],
   ];
   const HEIGHT = 190;
-  const WHOLE = [1, 2, 5].flatMap((digit) => [0, 1, 2, 3, 4, 5, 6].map((power) => digit * 10 ** power)).sort((a, b) => a - b);
   let plots = [];
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
@@ -37,7 +36,7 @@ const Verdict = (() => {
     first.append(Show.make("strong", "", answer.slice(0, cut)), answer.slice(cut));
     text.append(Show.make("p", "answer", model));
     if (run.branching) text.append(Show.make("p", "answer", run.branching.sentence));
-    const read = `${Show.number(run.flat_groups)} of ${Show.number(run.means.groups)} groups are flat. ${Show.number(run.means.completions)} completions, ${Show.number(run.means.tokens)} tokens (${run.tokens_from.join(", ")}).`;
+    const read = `Flat groups: ${Show.number(run.flat_groups)} of ${Show.number(run.means.groups)}. ${Show.plural(run.means.completions, "completion")}, ${Show.plural(run.means.tokens, "token")} (${run.tokens_from.join(", ")}).`;
     text.append(Show.append(Show.make("small"), read));
     picture(item, data, run);
     return item;
@@ -54,7 +53,7 @@ const Verdict = (() => {
       entry.append(swatch(colour), Show.make("span", "", title), Show.make("b", "", Show.percent(run.means[name])));
     });
     if (values[0].length > 1) curves(figure, values, highest(data));
-    else LINES.forEach(([name, , colour]) => figure.append(bar(run.means[name] ?? 0, highest(data), colour)));
+    else LINES.forEach(([name, , colour]) => figure.append(bar(run.means[name] ?? 0, colour)));
   }
 
   function swatch(colour) {
@@ -63,10 +62,10 @@ const Verdict = (() => {
     return mark;
   }
 
-  function bar(value, most, colour) {
+  function bar(value, colour) {
     const track = Show.make("span", "bar-track");
     const inside = track.appendChild(Show.make("span", "bar"));
-    inside.style.width = `${(100 * value) / most}%`;
+    inside.style.width = `${100 * value}%`;
     inside.style.background = css(colour);
     return track;
   }
@@ -84,7 +83,7 @@ const Verdict = (() => {
         legend: { show: false },
         cursor: { show: false },
         scales: { x: { time: false }, y: { range: [0, most] } },
-        axes: [{ ...axis, size: 26, space: 60, incrs: WHOLE }, { ...axis, size: 44, space: 28, values: percents }],
+        axes: [{ ...axis, size: 26, space: 60, incrs: Overview.WHOLE }, { ...axis, size: 44, space: 28, values: percents }],
         series: [
           {},
           ...LINES.map(([, , colour]) => ({ stroke: css(colour), width: 2, spanGaps: true, fill: `${css(colour).trim()}22`, points: { show: steps.length < 12, size: 5, fill: css(colour) } })),

@@ -63,19 +63,27 @@ def verdict(means: Mapping[str, Any], flat_groups: int, steps: Table) -> dict[st
 
 def _change(means: Mapping[str, Any], ends: Sequence[float]) -> str:
     removed, cancelled = means["push_removed"], means["push_cancelled"]
-    text = (
-        f"λ-GRPO changes {_word(_felt(means), _CHANGES)} in this run: it takes {percent(removed)} off GRPO's "
-        f"push, because {_shared(means)}"
-    )
-    first, last = ends
-    if abs(last - first) > max(0.005, 0.25 * max(first, last)):
-        text += f" ({percent(first)} of the push early in training, {percent(last)} late)"
+    text = f"λ-GRPO changes {_word(_felt(means), _CHANGES)} in this run: "
+    taken = f"takes {percent(removed)} off GRPO's push, because {_shared(means)}{_trend(*ends)}"
+    if cancelled > 0.5 * removed:
+        which = "what" if _felt(means) <= _CHANGES[0][0] else "most of what"
+        return (
+            f"{text}{which} it takes off cancels anyway, because it lies on beginnings that all "
+            f"completions of a group share. It {taken}."
+        )
     if cancelled > 0.1 * removed:
-        text += (
+        taken += (
             f"; {percent(cancelled)} of the push lies on beginnings that all completions share, where it "
             "cancels anyway"
         )
-    return text + "."
+    return f"{text}it {taken}."
+
+
+def _trend(first: float, last: float) -> str:
+    """How much is taken off early and late in training, if that differs."""
+    if abs(last - first) > max(0.005, 0.25 * max(first, last)):
+        return f" ({percent(first)} of the push early in training, {percent(last)} late)"
+    return ""
 
 
 def _felt(means: Mapping[str, Any]) -> float:
@@ -107,9 +115,9 @@ def _depth(means: Mapping[str, Any], flat_groups: int) -> str:
             f"The hidden process reward model is trivial: no completion passes an intermediate step{shared}"
         )
     return (
-        f"The hidden process reward model is {_word(depth, _DEPTHS)}: a completion passes {number(depth)} "
-        f"intermediate steps on average, and {percent(means['intermediate_proportion'])} of its tokens lie "
-        "before its own last step"
+        f"The hidden process reward model is {_word(depth, _DEPTHS)}: a completion passes "
+        f"{plural(number(depth), 'intermediate step')} on average, and "
+        f"{percent(means['intermediate_proportion'])} of its tokens lie before its own last step"
     )
 
 
@@ -153,3 +161,12 @@ def number(value: float) -> str:
     ('1.2', '1234', '2')
     """
     return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
+
+
+def plural(count: int | str, word: str) -> str:
+    """A count, or a number as it is shown, with its noun.
+
+    >>> plural(1, "group"), plural(0, "group"), plural(number(1.0), "step")
+    ('1 group', '0 groups', '1 step')
+    """
+    return f"{count} {word}" + ("" if str(count) == "1" else "s")

@@ -19,7 +19,7 @@ from lambda_grpo.errors import InputError
 
 Int32 = NDArray[np.int32]
 
-FALLBACK = "words (no tokenizer given)"
+FALLBACK = "words"
 _LOOKED_AT = 20  # completions whose text is compared with what their ids decode to
 _CHARACTERS = 200  # of each
 _ALIKE = 0.5  # a policy's own tokenizer gives about 1, another one less than 0.3
