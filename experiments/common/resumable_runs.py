@@ -75,18 +75,19 @@ def complete(
     """
     kept = ResumableJsonl(folder / FILE, settings, "runs")
     piece = _PIECE.get(Piece(float("inf")))
-    rows = []
+    rows, left = [], 0
     for i, identity in enumerate(wanted):
         shown(i, len(wanted))
         row = next((row for row in kept.objects if row.items() >= identity.items()), None)
         if row is None and piece.over:
-            piece.left += 1
+            left += 1
             continue
         if row is None:
             row = {**identity, **make(i)}
             kept.add([row])
         rows.append(row)
-    if piece.left and not kept.objects:
+    piece.left += left
+    if left and not kept.objects:
         kept.add([])  # the settings at least, by which the next piece knows the folder
-    shown(len(wanted) - piece.left, len(wanted))
+    shown(len(wanted) - left, len(wanted))
     return rows

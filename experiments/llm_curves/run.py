@@ -8,6 +8,7 @@ curves.png     accuracy against steps and against seconds; differences of the pe
 overlap.png    overlap over training
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -51,7 +52,8 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
             )
 
     piloted = complete(pilots(settings), "Pilots")
-    rows = complete(paired_runs(settings, best_rates(piloted)), "Runs")
+    rates = best_rates(piloted, len(settings["pilot_rates"]))
+    rows = complete(paired_runs(settings, rates), "Runs")
     if not rows:
         return {}
     compared = curve_differences.compare(rows)
@@ -70,14 +72,22 @@ def pilots(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def best_rates(piloted: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
-    """(Task, credit) → the rate with the highest mean over the pilot's curve; the lowest of equals."""
+def best_rates(piloted: Sequence[Mapping[str, Any]], count: int) -> dict[tuple[str, str], float]:
+    """(Task, credit) → the rate with the highest mean over the pilot's curve; the lowest of equals.
+
+    Without those that have fewer than `count` pilots so far.
+    """
     rows = sorted(piloted, key=lambda row: (-np.mean(row["accuracy"]), row["learning_rate"]))
-    return {(row["task"], row["credit"]): row["learning_rate"] for row in reversed(rows)}
+    best = {(row["task"], row["credit"]): row["learning_rate"] for row in reversed(rows)}
+    done = Counter((row["task"], row["credit"]) for row in rows)
+    return {pair: rate for pair, rate in best.items() if done[pair] == count}
 
 
 def paired_runs(settings: Mapping[str, Any], rates: Mapping[tuple[str, str], float]) -> list[dict[str, Any]]:
-    """The runs that are compared. Credits of one task and seed are neighbours, so pairs come early."""
+    """The runs that are compared. Credits of one task and seed are neighbours, so pairs come early.
+
+    A credit whose pilots are not finished has no rate, and so no run, yet.
+    """
     plan = product(settings["tasks"], range(settings["seeds"]), settings["credits"])
     return [
         {
@@ -87,4 +97,5 @@ def paired_runs(settings: Mapping[str, Any], rates: Mapping[tuple[str, str], flo
             "learning_rate": rates.get((task, credit), settings["learning_rate"]),
         }
         for task, seed, credit in plan
+        if (task, credit) in rates or not settings["pilot_rates"]
     ]

@@ -72,15 +72,20 @@ def test_the_pilot_chooses_by_the_mean_over_its_curve() -> None:
 
     rows = [pilot("grpo", 1e-5, [0.1, 0.5, 0.9]), pilot("grpo", 2e-5, [0.1, 0.9, 0.6])]  # .50, .53
     rows += [pilot("lambda_grpo", 2e-5, [0.2, 0.4]), pilot("lambda_grpo", 1e-5, [0.4, 0.2])]  # equal
-    rates = llm_curves.best_rates(rows)
+    rates = llm_curves.best_rates([*rows, pilot("tempo", 1e-5, [0.9])], count=2)
     assert rates == {("largest", "grpo"): 2e-5, ("largest", "lambda_grpo"): 1e-5}
     settings = {
         "tasks": ["largest"],
         "credits": ["grpo", "lambda_grpo", "tempo"],
         "seeds": 2,
         "learning_rate": 5e-6,
+        "pilot_rates": [1e-5, 2e-5],
     }
     wanted = llm_curves.paired_runs(settings, rates)
+    assert [(run["seed"], run["learning_rate"]) for run in wanted] == [
+        (0, 2e-5), (0, 1e-5), (1, 2e-5), (1, 1e-5)]  # fmt: skip
+    assert {run["credit"] for run in wanted} == {"grpo", "lambda_grpo"}, "tempo has one pilot of two"
+    wanted = llm_curves.paired_runs({**settings, "pilot_rates": []}, rates)
     assert [(run["seed"], run["learning_rate"]) for run in wanted] == [
         (0, 2e-5), (0, 1e-5), (0, 5e-6), (1, 2e-5), (1, 1e-5), (1, 5e-6)]  # fmt: skip
 
