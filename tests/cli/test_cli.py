@@ -45,7 +45,7 @@ def test_an_encoding_without_greek_gets_escapes(
     rollouts = write_jsonl(tmp_path / "λ.jsonl", BY_HAND)
     page = tmp_path / "λ.html"
     said = written_in(encoding, monkeypatch, "report", str(rollouts), "-o", str(page))
-    assert r"\u03bb.html: 1 groups measured" in said
+    assert r"\u03bb.html: 1 group measured" in said
     assert page.exists()
 
 
@@ -147,4 +147,4 @@ def test_report_takes_both_spellings(capsys: pytest.CaptureFixture[str], tmp_pat
     paths = [str(write_jsonl(tmp_path / "r.jsonl", rows)), "-o", str(tmp_path / "out.html")]
     flags = [f"--skip{mark}bad", f"--group{mark}size", "4", f"--correct{mark}at", "0.5"]
     assert cli.main(["report", *paths, *flags]) == 0
-    assert "left out: 1 rows" in capsys.readouterr().err
+    assert "left out: 1 row (" in capsys.readouterr().err
