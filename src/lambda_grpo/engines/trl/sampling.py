@@ -177,6 +177,8 @@ def _own_drawing(model: Any) -> str:
     TRL has no setting for a logits processor, so people put one into a `generate` of their own.
     """
     inner = inner_model(model)
+    if hasattr(model, "_get_fsdp_state"):  # FSDP 2, where transformers wraps `generate`; refused later
+        return ""
     if "generate" in vars(model):
         return "generate"
     for name in _METHODS:
