@@ -4,6 +4,7 @@ A message says what is wrong, where (which completion, key or file), what was go
 expected, and what to do.
 """
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -61,6 +62,16 @@ def missing_extra(package: str, extra: str) -> InputError:
     return InputError(
         f"this needs the package {package}, which is not installed: pip install 'lambda-grpo[{extra}]'"
     )
+
+
+def failure(error: Exception) -> str:
+    """What the caller's code raised, and where: `KeyError: 'a' (my_task.py, line 3)`.
+
+    An error without a place is one of the call itself, such as an argument that is missing.
+    """
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is the call in our own code
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def expect(holds: bool, name: str, got: object, expected: str) -> None:

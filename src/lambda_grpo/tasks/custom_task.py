@@ -3,8 +3,8 @@
 from typing import TypeGuard
 
 from lambda_grpo.custom import load_custom
-from lambda_grpo.errors import InputError, LambdaGRPOError
-from lambda_grpo.tasks.task import Task, failure
+from lambda_grpo.errors import InputError, LambdaGRPOError, failure
+from lambda_grpo.tasks.task import Task
 
 _METHODS = ("problems", "score", "traits")
 

@@ -2,14 +2,13 @@
 
 import json
 import math
-import traceback
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, Protocol
 
-from lambda_grpo.errors import InputError, LambdaGRPOError
+from lambda_grpo.errors import InputError, LambdaGRPOError, failure
 
 Split = Literal["train", "test"]
 
@@ -98,16 +97,6 @@ def score(task: Task, problem: Problem, completion: str) -> float | None:
         f"the task scored {completion!r} in answer to {problem.prompt!r} with {reward!r}: expected a finite "
         "number, or None for what cannot be scored"
     )
-
-
-def failure(error: Exception) -> str:
-    """What the caller's code raised, and where: `KeyError: 'a' (my_task.py, line 3)`.
-
-    An error without a place is one of the call itself, such as an argument that is missing.
-    """
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is the call in our own code
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
 
 
 def stop_texts(task: Task) -> tuple[str, ...]:

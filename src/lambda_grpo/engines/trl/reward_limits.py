@@ -13,11 +13,10 @@ import math
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lambda_grpo.errors import InputError, LambdaGRPOError
+from lambda_grpo.errors import InputError, LambdaGRPOError, failure
 
 _GRACE = 30.0
 """Seconds after which a call that did not stop when told to ends the process."""
@@ -106,11 +105,7 @@ def _number(reward: Any, i: int, completion: Any, where: str) -> float | None:
 def _failed(name: str, error: Exception) -> LambdaGRPOError:
     if isinstance(error, LambdaGRPOError):
         return error
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return LambdaGRPOError(
-        f"reward function {name!r} failed: {type(error).__name__}: {error} ({frame.filename}, line "
-        f"{frame.lineno})"
-    )
+    return LambdaGRPOError(f"reward function {name!r} failed: {failure(error)}")
 
 
 def _too_long(name: str, seconds: float) -> LambdaGRPOError:
