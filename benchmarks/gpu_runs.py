@@ -2,6 +2,7 @@
 
 import statistics
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,13 @@ from lambda_grpo.engines.trl import LambdaGRPOConfig, LambdaGRPOTrainer
 from lambda_grpo.packing.cost import now
 from lambda_grpo.tasks import get_task
 
-STEPS = 4  # of training; the first, which compiles and calibrates, is not timed
+STEPS = 5  # of training; the first, which compiles and calibrates, is not timed
+TRAINING_WAYS = {
+    "TRL": {"tree_packing": "off", "sampler": "generate"},
+    "tree sampling": {"tree_packing": "off", "sampler": "auto"},
+    "both, auto": {"tree_packing": "auto", "sampler": "auto"},
+    "both, packing on": {"tree_packing": "on", "sampler": "auto"},
+}
 
 
 def sampling_case(device: torch.device, dtype: torch.dtype, name: str | None, tiny: bool) -> dict[str, Any]:
@@ -58,31 +65,58 @@ def sampling_case(device: torch.device, dtype: torch.dtype, name: str | None, ti
 
 
 def training_case(device: torch.device, name: str | None, tiny: bool) -> dict[str, Any]:
-    """Seconds a step of λ-GRPO, packed by `auto` and not packed; the model is loaded anew for each."""
+    """Seconds a step takes, in all and for sampling: as TRL does it, and with each part of ours.
+
+    The model is loaded anew for each way.
+    """
     if not name and not tiny:
         print("training: skipped, no --model was given")
         return {"skipped": "no --model was given"}
     task = get_task("largest")
     problems = task.problems("train", 64, 0)
     found = {}
-    for mode in ("off", "auto"):
+    for way, settings in TRAINING_WAYS.items():
         with tempfile.TemporaryDirectory() as folder:
-            trainer = _trainer(folder, name, mode, device, problems, task)
+            trainer = _trainer(folder, name, settings, device, problems, task)
+            sampling = _timed_sampling(trainer, device)
             trainer.train()
             logs = [log for log in trainer.state.log_history if "step_time" in log][1:]
-            found[mode] = {
+            found[way] = {
                 "seconds": statistics.median(log["step_time"] for log in logs),
+                "sampling": statistics.median(sampling[1:]),
                 "packed": statistics.mean(log.get("tree/packed", 0.0) for log in logs),
+                "raw_per_unique": statistics.mean(log.get("tree/raw_per_unique", 1.0) for log in logs),
+                "length": statistics.mean(log["completions/mean_length"] for log in logs),
             }
             if device.type == "cuda":
-                found[mode]["gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
+                found[way]["gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
                 torch.cuda.reset_peak_memory_stats()
-        print(f"training, tree_packing={mode}: {found[mode]}", flush=True)
+        print(f"training, {way}: {found[way]}", flush=True)
     return found
 
 
+def _timed_sampling(trainer: Any, device: torch.device) -> list[float]:
+    """A list that gets the seconds of each turn of sampling, as they pass."""
+    seconds: list[float] = []
+    own = trainer._generate
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = now(device)
+        output = own(*args, **kwargs)
+        seconds.append(now(device) - started)
+        return output
+
+    trainer._generate = timed
+    return seconds
+
+
 def _trainer(
-    folder: str, name: str | None, mode: str, device: torch.device, problems: list[Any], task: Any
+    folder: str,
+    name: str | None,
+    settings: Mapping[str, Any],
+    device: torch.device,
+    problems: list[Any],
+    task: Any,
 ) -> Any:
     answers = {problem.prompt: problem for problem in problems}
 
@@ -92,9 +126,9 @@ def _trainer(
     cuda = device.type == "cuda"
     prompts_per_step = 8 if cuda else 2
     config = LambdaGRPOConfig(
-        output_dir=folder, tree_packing=mode, max_steps=STEPS, logging_steps=1, report_to="none", bf16=cuda,
+        output_dir=folder, **settings, max_steps=STEPS, logging_steps=1, report_to="none", bf16=cuda,
         use_cpu=not cuda, per_device_train_batch_size=prompts_per_step * GROUP, num_generations=GROUP,
-        max_completion_length=512 if cuda else 6, save_strategy="no", disable_tqdm=True,
+        max_completion_length=128 if cuda else 6, save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     if name:
         tokenizer = AutoTokenizer.from_pretrained(name)

@@ -9,7 +9,7 @@ from lambda_grpo.engines.trl import LambdaGRPOConfig
 def trainer_config(
     folder: str, arm: str, seed: int, prompts: int, completions: int, **settings: Any
 ) -> LambdaGRPOConfig:
-    """One micro-batch a step, on a CPU, in full precision, with no output beside the trainer's own log.
+    """One micro-batch a step, in full precision, with no output beside the trainer's own log.
 
     Args:
         folder: where rollouts go, if the settings ask for them.
@@ -17,7 +17,7 @@ def trainer_config(
         seed: of problems and completions.
         prompts: of a step.
         completions: of each prompt.
-        settings: the others of `LambdaGRPOConfig`.
+        settings: the others of `LambdaGRPOConfig`; without `use_cpu` the run is on a CPU.
     """
     credit, parameters = credit_of(arm)
     return LambdaGRPOConfig(
@@ -33,7 +33,6 @@ def trainer_config(
         logging_steps=1,
         disable_tqdm=True,
         report_to="none",
-        use_cpu=True,
         bf16=False,
-        **settings,
+        **{"use_cpu": True, **settings},
     )

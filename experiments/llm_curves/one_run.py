@@ -31,6 +31,9 @@ OVERLAP = ("path_depth", "intermediate_proportion", "shared_tokens", "push_remov
 """Of each step's rollouts, whatever the credit: push_removed is Σ|a|(1 - 1/|λ|) / Σ|a|."""
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class SampledCurve(Curve):
     """Validates with one sampled completion per problem, always with the same random numbers."""
 
@@ -100,6 +103,7 @@ def _config(
         max_completion_length=settings["max_completion_length"],
         temperature=settings["temperature"],
         tree_packing="on",
+        use_cpu=DEVICE == "cpu",
         save_rollouts=True,
     )
 
@@ -122,7 +126,7 @@ def _effect(folder: str, model: str, arm: str, temperature: float) -> dict[str, 
     first = [group for group in pushing if group.step == min(each.step for each in pushing)]
     start, _ = policy.load_policy(model, dtype=torch.float32)
     passes = Passes(partial(get_credit(name), **parameters), temperature=temperature, tokens=1024)
-    whole, *_ = compare_gradients(start.eval(), first, passes)
+    whole, *_ = compare_gradients(start.eval().to(DEVICE), first, passes)
     return {"cosine": _rounded(whole.cosine), "norm_ratio": _rounded(whole.norm_ratio)}
 
 

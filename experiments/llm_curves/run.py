@@ -21,6 +21,7 @@ from experiments.common import resumable_runs
 from experiments.common.arms import credit_of
 from experiments.curves import curve_differences
 from experiments.llm_curves import one_run, what_lambda_changes
+from experiments.llm_curves.worked_start import WORKED, worked_start
 from lambda_grpo import console
 from lambda_grpo.credit import try_credit
 from lambda_grpo.tasks import get_task
@@ -40,7 +41,10 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
         get_task(task)
         try_credit(*credit_of(arm))
     transformers_logging.disable_progress_bar()
-    model = console.policy_folder(settings["model"])
+    if settings["model"] == WORKED:
+        model = str(worked_start())
+    else:
+        model = console.policy_folder(settings["model"])
     shared = {key: value for key, value in settings.items() if key not in PLAN}
 
     def complete(wanted: Sequence[Mapping[str, Any]], title: str) -> list[dict[str, Any]]:

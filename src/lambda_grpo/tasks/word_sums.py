@@ -21,8 +21,8 @@ from lambda_grpo.tasks.task import Problem, Split, before_stop, in_test_split
 LARGEST = 20
 _SMALLEST = 4
 
-_NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Farid", "Grace", "Hugo", "Ines", "Jonas", "Lena", "Tom")
-_THINGS = ("apples", "balls", "books", "cards", "coins", "eggs", "pens", "shells", "stamps", "stones")
+NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Farid", "Grace", "Hugo", "Ines", "Jonas", "Lena", "Tom")
+THINGS = ("apples", "balls", "books", "cards", "coins", "eggs", "pens", "shells", "stamps", "stones")
 _EXAMPLES = (("Sam", "pears", (9, 4, 2)), ("Mia", "beads", (12, 3, 4)), ("Leo", "keys", (5, 2, 1)))
 
 
@@ -61,13 +61,13 @@ class WordSums:
             buys, gives = (rng.randint(1, max(self.largest // 4, 2)) for _ in range(2))
             if gives >= has + buys:
                 continue
-            question = _question(rng.choice(_NAMES), rng.choice(_THINGS), (has, buys, gives))
-            prompt = f"{_WORKED}{question}\nAnswer:"
+            asked = question(rng.choice(NAMES), rng.choice(THINGS), (has, buys, gives))
+            prompt = f"{_WORKED}{asked}\nAnswer:"
             if in_test_split(prompt) == (split == "test"):
                 return Problem(prompt, has + buys - gives)
 
 
-def _question(name: str, things: str, numbers: tuple[int, int, int]) -> str:
+def question(name: str, things: str, numbers: tuple[int, int, int]) -> str:
     has, buys, gives = numbers
     return (
         f"Question: {name} has {has} {things}. Then {name} buys {buys} more and gives {gives} away. "
@@ -82,6 +82,6 @@ def _solution(numbers: tuple[int, int, int]) -> str:
 
 
 _WORKED = "".join(
-    f"{_question(name, things, numbers)}\nAnswer: {_solution(numbers)}\n\n"
+    f"{question(name, things, numbers)}\nAnswer: {_solution(numbers)}\n\n"
     for name, things, numbers in _EXAMPLES
 )
