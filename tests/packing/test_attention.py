@@ -69,7 +69,7 @@ def value_and_gradients(
     function: Callable[..., torch.Tensor], inputs: list[torch.Tensor]
 ) -> list[torch.Tensor]:
     out = function(*inputs)
-    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view(out.shape)
     return [out, *torch.autograd.grad((out * weights).sum(), inputs)]
 
 
