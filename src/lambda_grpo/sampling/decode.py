@@ -22,6 +22,7 @@ from lambda_grpo.sampling.cache import growing_cache
 from lambda_grpo.sampling.draw import draw, log_probs
 from lambda_grpo.sampling.prefill import Prefilled, cache_argument, prefill
 from lambda_grpo.sampling.request import Request, Samples
+from lambda_grpo.sampling.rows_on_device import RowsOnDevice
 from lambda_grpo.sampling.shared_prefix import IMPLEMENTATION, SharedPrefixes, worth_sharing
 from lambda_grpo.sampling.trie import PromptTrie
 
@@ -38,6 +39,9 @@ class Decoder:
         block: (R,) the rows of the group that share this row's tokens until the next fork; 1 without
             branches.
         logits: (R, V) of the next token.
+        uniform: (R, T) each row's random numbers, on the device.
+        on_device: what the device knows of the rows; None: others have joined, left or forked since.
+        last: (R,) the tokens just drawn, on the device; None: rows have left or forked since.
         prefixes: what rows share.
         worth: which prefixes are shared; None: none of them.
     """
@@ -54,7 +58,9 @@ class Decoder:
         self.block = np.zeros(0, np.int64)
         self.lengths = np.zeros(0, np.int64)
         self.shared = np.zeros(0, np.int64)
-        self.uniform = np.zeros((0, request.max_new_tokens))
+        self.uniform = torch.zeros(0, request.max_new_tokens, dtype=torch.float64, device=self.device)
+        self.on_device: RowsOnDevice | None = None
+        self.last: Tensor | None = None
         self.logits = torch.zeros(0)
         self.prompt_tokens = self.sampled_tokens = 0
         total = len(request.prompts)
@@ -126,7 +132,13 @@ class Decoder:
         self.row = np.append(self.row, rows)
         self.block = np.append(self.block, np.full(len(rows), self.sizes[0]))
         self.lengths = np.append(self.lengths, self.prompt_lengths[rows])
-        self.uniform = np.concatenate([self.uniform, [self.request.uniform(row) for row in rows]])
+        self._add_uniform(rows)
+        self.on_device = None
+
+    def _add_uniform(self, rows: list[int]) -> None:
+        """Add random numbers of new rows."""
+        new = torch.from_numpy(np.stack([self.request.uniform(row) for row in rows])).to(self.device)
+        self.uniform = torch.cat([self.uniform, new])
 
     def _admit(self, part: Prefilled, rows: np.ndarray) -> None:
         """Add the rows of a part of the prompts to the cache; they are the first of `rows`."""
@@ -142,13 +154,20 @@ class Decoder:
         """W, columns of the cache: what the longest row has beside shared prefixes."""
         return int((self.lengths - self.shared).max(initial=0))
 
+    def _rows(self) -> RowsOnDevice:
+        """What the device knows of the rows, sent again if they are others now."""
+        if self.on_device is None:
+            cached, drawn = self.lengths - self.shared, self.drawn[self.row]
+            self.on_device = RowsOnDevice.sent(self.lengths, cached, drawn, self.device)
+        return self.on_device
+
     def _draw(self) -> np.ndarray:
         """(R,) a token for each row, written down."""
-        settings, count = self.request.settings, self.drawn[self.row]
-        uniform = torch.from_numpy(self.uniform[np.arange(len(self.row)), count]).to(self.device)
+        settings, count, rows = self.request.settings, self.drawn[self.row], self._rows()
         ids = self._ids() if settings.penalises else None
-        tokens = draw(self.logits, settings, uniform, ids)
-        drawn = tokens.cpu().numpy()
+        tokens = draw(self.logits, settings, self.uniform.gather(1, rows.drawn)[:, 0], ids)
+        rows.drawn += 1
+        self.last, drawn = tokens, tokens.cpu().numpy()
         if self.logps is not None:
             logps = log_probs(self.logits, tokens, settings.temperature)
             self.logps[self.row, count] = logps.cpu().numpy()
@@ -202,11 +221,13 @@ class Decoder:
         for row, block in zip(self.row[~going], self.block[~going], strict=True):
             self._write_again(row, np.arange(row + 1, row + block))  # it ended before its fork
         to, source = np.flatnonzero(~going[:count]), count + np.flatnonzero(going[count:])
-        for values in (self.row, self.block, self.lengths, self.shared, self.uniform, tokens):
+        for values in (self.row, self.block, self.lengths, self.shared, tokens):
             values[to] = values[source]
         self.row, self.block, self.shared = self.row[:count], self.block[:count], self.shared[:count]
-        self.lengths, self.uniform = self.lengths[:count], self.uniform[:count]
-        places = torch.from_numpy(to).to(self.device), torch.from_numpy(source).to(self.device)
+        self.lengths = self.lengths[:count]
+        places = tuple(torch.from_numpy(np.stack([to, source])).to(self.device))
+        self.uniform[places[0]] = self.uniform[places[1]]
+        self.uniform, self.on_device, self.last = self.uniform[:count], None, None
         for layer in self.cache.layers:
             layer.move(*places, count)
             layer.crop_to(self.width)
@@ -241,8 +262,8 @@ class Decoder:
         self.block = np.append(self.block, np.full(len(new), size))
         self.lengths = np.append(self.lengths, self.lengths[at])
         self.shared = np.append(self.shared, self.shared[at])
-        self.uniform = np.concatenate([self.uniform, [self.request.uniform(row) for row in new.tolist()]])
-        self.logits = self.logits[:0]
+        self._add_uniform(new.tolist())
+        self.logits, self.on_device, self.last = self.logits[:0], None, None
 
     def _write_again(self, row: int, to: Any) -> None:
         """Write what a row has drawn down for others as well."""
@@ -252,18 +273,23 @@ class Decoder:
 
     def _step(self, tokens: np.ndarray) -> None:
         """Run the model over one new token a row."""
-        position = torch.from_numpy(self.lengths).to(self.device)
+        rows = self._rows()
+        ids = torch.from_numpy(tokens).to(self.device) if self.last is None else self.last
         self.lengths = self.lengths + 1
-        width = self.width
-        empty = torch.from_numpy(width - self.lengths + self.shared).to(self.device)[:, None]
-        padding = torch.arange(width, device=self.device) < empty
-        inner = inner_model(self.model)
-        with self.prefixes.attending(inner, self.row, padding) if self.shares else nullcontext():
+        padding = rows.padding(self.width)
+        with self._attending(padding):
             output = self.model(
-                input_ids=torch.from_numpy(tokens).to(self.device)[:, None],
-                attention_mask=(~padding).long(),
-                position_ids=position[:, None],
+                input_ids=ids[:, None],
+                attention_mask=None if padding is None else (~padding).long(),
+                position_ids=rows.position,
                 use_cache=True,
                 **{self.cache_argument: self.cache},
             )
+        rows.position = rows.position + 1
         self.logits = output.logits[:, -1].float()
+
+    def _attending(self, padding: Tensor | None) -> AbstractContextManager[Any]:
+        """Inside, rows attend to the prefixes that they share."""
+        if not self.shares:
+            return nullcontext()
+        return self.prefixes.attending(inner_model(self.model), self.row, padding)

@@ -119,26 +119,26 @@ class SharedPrefixes:
         self.kept = [(prefix, those) for prefix, those in self.kept if np.isin(rows, those).any()]
 
     @contextmanager
-    def attending(self, model: Any, rows: np.ndarray, padding: Tensor) -> Iterator[None]:
+    def attending(self, model: Any, rows: np.ndarray, padding: Tensor | None) -> Iterator[None]:
         """Inside, a model may run once over a new token for each row, whose cache lacks the prefixes.
 
         Args:
             model: a transformers model, unwrapped and `switched` to `IMPLEMENTATION`.
             rows: (R,) the numbers of the rows in the batch.
             padding: (R, W) bool, the columns of the cache, the new token's included, that hold no token of
-                a row.
+                a row; None: there is none.
 
         Raises:
             InputError: not all layers attended to the prefixes.
         """
         mask = None
-        if bool(padding.any()):
+        if padding is not None:
             zeros = torch.zeros(padding.shape, dtype=model.dtype, device=padding.device)
             mask = zeros.masked_fill_(padding, -torch.inf)[:, None, None]
         step = _Step([], mask)
         for prefix, those in self.kept:
             places = torch.from_numpy(np.flatnonzero(np.isin(rows, those)))
-            step.prefixes.append((prefix, places.to(padding.device)))
+            step.prefixes.append((prefix, places.to(model.device)))
         token = _step.set(step)
         try:
             yield
