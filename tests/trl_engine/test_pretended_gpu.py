@@ -105,6 +105,19 @@ def test_a_tensor_left_on_the_cpu_is_found(monkeypatch: pytest.MonkeyPatch) -> N
             sampled(model, BranchPlan((2,), (2,)))
 
 
+def test_sampling_keeps_off_cudnns_attention() -> None:
+    """It plans for each new shape, and each token has a new one."""
+    before, seen = torch.backends.cuda.cudnn_sdp_enabled(), list[bool]()
+    with pretended_gpu():
+        model = module_on_gpu(make_model("llama"))
+        model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+        sampled(model)
+    assert seen
+    assert not any(seen)
+    assert before
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 TRAINED: dict[str, dict[str, Any]] = {
     "plain rows": {"credit": "lambda_grpo", "sampler": "generate"},
     "packed": {"credit": "lambda_grpo", "tree_packing": "on", "beta": 0.04, "num_iterations": 2},

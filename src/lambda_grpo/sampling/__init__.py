@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lambda_grpo.branching import BranchPlan
 from lambda_grpo.errors import InputError, expect
@@ -115,7 +116,7 @@ def sample_on_tree(model: Any, request: Request) -> Samples:
         InputError: the model cannot be sampled on a tree.
     """
     check_can_fork(model)
-    with torch.no_grad(), _inference(model), _crashes_refused(model):
+    with torch.no_grad(), _inference(model), _without_plans(inner_model(model)), _crashes_refused(model):
         decoder = Decoder(model, request)
         found = _found.setdefault(inner_model(model), {})
         kind = (decoder.shares, request.branches is not None)
@@ -192,6 +193,19 @@ def _inference(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _without_plans(model: Any) -> Iterator[None]:
+    """Inside, a GPU's attention is not cuDNN's, which torch prefers on an H100.
+
+    cuDNN plans for each shape that it has not seen, for tens of milliseconds, and here each token has another.
+    """
+    if model.device.type != "cuda":
+        yield
+        return
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        yield
 
 
 def _say_once(model: Any, reason: str) -> None:
