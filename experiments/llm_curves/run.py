@@ -41,10 +41,8 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
         get_task(task)
         try_credit(*credit_of(arm))
     transformers_logging.disable_progress_bar()
-    if settings["model"] == WORKED:
-        model = str(worked_start())
-    else:
-        model = console.policy_folder(settings["model"])
+    named = settings["model"]
+    model = str(worked_start()) if named == WORKED else console.policy_folder(named)
     shared = {key: value for key, value in settings.items() if key not in PLAN}
 
     def complete(wanted: Sequence[Mapping[str, Any]], title: str) -> list[dict[str, Any]]:

@@ -199,7 +199,7 @@ def _inference(model: Any) -> Iterator[None]:
 def _without_plans(model: Any) -> Iterator[None]:
     """Inside, a GPU's attention is not cuDNN's, which torch prefers on an H100.
 
-    cuDNN plans for each shape that it has not seen, for tens of milliseconds, and here each token has another.
+    cuDNN plans for each new shape, for tens of milliseconds, and here each token has a new one.
     """
     if model.device.type != "cuda":
         yield
