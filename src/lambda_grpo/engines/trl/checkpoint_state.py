@@ -9,7 +9,7 @@ entropy. This module keeps what both leave out, in one file per process in each 
 - the sampler's random numbers: TRL draws another order of the problems in each epoch;
 - whether tree packing was given up, and the machine's speed, by which `auto` decides what to pack: packed
   passes and plain ones differ by rounding;
-- whether sampling on the tree was given up;
+- whether sampling on the tree was given up, and on a GPU which way of sampling was faster;
 - what `branch_depths: auto` learned, by which it chooses where to fork;
 - the reference model, where `sync_ref_model` changes it.
 

@@ -30,7 +30,8 @@ class LambdaGRPOConfig(GRPOConfig):
         tokens_per_pass: the most tokens of a packed row, 0 for no limit. A longer one is cut into several,
             which run one after the other; a single completion may be longer.
         sampler: `tree` computes each prompt once for all its completions, and lets ended ones go; `generate`
-            is TRL's own way; `auto` is `tree` where that can be, and `generate` where it cannot.
+            is TRL's own way; `auto` is `tree` where that can be, and `generate` where it cannot. On devices
+            other than a CPU `auto` times both in the first three turns, and takes the faster one.
         branch_depths, branch_factors: where the completions of a group fork, in tokens after the prompt, and
             into how many blocks (`BranchPlan`); None: they are independent. `auto` chooses depth and factor
             of each batch by what earlier ones showed (`ForkChooser`). Validation never forks.
@@ -54,7 +55,8 @@ class LambdaGRPOConfig(GRPOConfig):
     sampler: str = field(
         default="auto",
         metadata={
-            "help": "Run each prompt once for all completions: auto (where it can be), tree or generate."
+            "help": "Run each prompt once for all completions: auto (where it can be, and on a GPU if that "
+            "is faster), tree or generate."
         },
     )
     branch_depths: list[int] | str | None = field(

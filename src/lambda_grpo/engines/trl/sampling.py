@@ -1,7 +1,8 @@
 """Sampling on the tree in TRL's trainer: each prompt runs once for all its completions.
 
 `TreeSampling` is `GRPOTrainer` whose `model.generate` is ours while TRL generates a turn: TRL pads the
-prompts, unwraps the model and cuts the completions as ever. `sampler: generate` is TRL to the bit.
+prompts, unwraps the model and cuts the completions as ever. `sampler: generate` is TRL to the bit. On devices
+other than a CPU `auto` first times both ways (`sampling_trial.py`).
 
 Random numbers come from torch's generator on the CPU, one number a turn, and so they are in every checkpoint.
 What cannot be sampled on a tree (vLLM, continuous batching, tools, images, active dropout, layers that cannot
@@ -14,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from transformers import GenerationMixin
 
 from lambda_grpo.branching import BranchPlan
 from lambda_grpo.engines.trl.branching import Branching, cannot_fork
+from lambda_grpo.engines.trl.sampling_trial import SamplingTrial, is_timed
 from lambda_grpo.engines.trl.vllm_forks import generate_forked
 from lambda_grpo.errors import InputError
 from lambda_grpo.packing.supported import inner_model
@@ -51,12 +53,19 @@ class TreeSampling(Branching):
     _sampled_tokens = 0  # drawn on this rank for the generation batch at hand
     _tree_is_off = False  # known after the first try; kept, because a try takes a random number
 
+    @cached_property
+    def _sampling_trial(self) -> SamplingTrial:
+        return SamplingTrial()
+
     def kept_state(self) -> dict[str, Any]:
-        return super().kept_state() | {"sampling": {"off": self._tree_is_off}}
+        return super().kept_state() | {
+            "sampling": {"off": self._tree_is_off, "timed": self._sampling_trial.kept()}
+        }
 
     def load_kept_state(self, kept: Mapping[str, Any]) -> None:
         super().load_kept_state(kept)
         self._tree_is_off = kept["sampling"]["off"]
+        self._sampling_trial.load(kept["sampling"].get("timed", {}))  # older checkpoints have none
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
         output = super()._generate(*args, **kwargs)
@@ -104,18 +113,34 @@ class TreeSampling(Branching):
         generation_config: Any,
     ) -> Tensor:
         """In place of `model.generate`, which is `own`: (B, prompt + completion), padded on both sides."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "generation_config": generation_config,
+        }
+        tree, generate = partial(self._on_tree, plan, model, **inputs), partial(own, **inputs)
         try:
-            prompts = [row[mask].tolist() for row, mask in zip(input_ids, attention_mask.bool(), strict=True)]
-            request = request_of(model, prompts, generation_config)
-            if plan:
-                request = replace(request, group=self.num_generations, branches=plan)
-            request.check(model)
-            samples = sample_on_tree(model, request)
+            if self.args.sampler == "auto" and not self.args.forks and is_timed(input_ids.device):
+                return self._sampling_trial.turn(input_ids, tree, generate, training=self.model.training)
+            return tree()
         except InputError as reason:
             self._leave_to_trl(str(reason))
-            return own(
-                input_ids=input_ids, attention_mask=attention_mask, generation_config=generation_config
-            )
+            return generate()
+
+    def _on_tree(
+        self,
+        plan: BranchPlan | None,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        generation_config: Any,
+    ) -> Tensor:
+        prompts = [row[mask].tolist() for row, mask in zip(input_ids, attention_mask.bool(), strict=True)]
+        request = request_of(model, prompts, generation_config)
+        if plan:
+            request = replace(request, group=self.num_generations, branches=plan)
+        request.check(model)
+        samples = sample_on_tree(model, request)
         self._sampled_tokens, completions = samples.sampled_tokens, samples.completions
         padded = torch.full((len(prompts), max(map(len, completions))), self._tokenizer.pad_token_id)
         for row, ids in zip(padded, completions, strict=True):
