@@ -1,12 +1,13 @@
-"""Which way of sampling is faster on a device such as a GPU: what `sampler: auto` learns from three turns.
+"""Which way of sampling is faster on a device such as a GPU: what `sampler: auto` learns from four turns.
 
 The tree computes less, and yet it took twice as long as `generate` on an H100. So `auto` times both ways:
 
     turn of training    way          timed
     1                   the tree     no: it also compares the first samples, compiles and allocates
     2                   the tree     yes
-    3                   `generate`   yes
-    4 and later         `generate` if it took fewer seconds per token by more than 5%; otherwise the tree
+    3                   `generate`   no: kernels are loaded, and cuDNN plans for each length it has not seen
+    4                   `generate`   yes
+    5 and later         `generate` if it took fewer seconds per token by more than 5%; otherwise the tree
 
 The seconds of a turn are divided by the tokens of its longest completion, because that many steps were made.
 Turns of evaluation go the way that is known so far and are not timed: they may have another number of rows.
@@ -42,6 +43,7 @@ class SamplingTrial:
 
     def __init__(self) -> None:
         self._warm = False  # whether this process has sampled on the tree
+        self._generate_is_warm = False
         self._tree: float | None = None
         self._generate: float | None = None
 
@@ -80,8 +82,9 @@ class SamplingTrial:
             except torch.OutOfMemoryError:
                 self._decide(_NO_MEMORY)  # and go on below, where what the error held is free again
             else:
-                if timing:
+                if timing and self._generate_is_warm:
                     self._decide(seconds)
+                self._generate_is_warm = True
                 return output
         elif timing:
             output, self._tree = _timed(prompts, tree)
