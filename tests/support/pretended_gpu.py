@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -99,6 +100,7 @@ def module_on_gpu(module: torch.nn.Module) -> torch.nn.Module:
 @contextmanager
 def pretended_gpu() -> Iterator[None]:
     """Inside, `device="cuda"` works."""
+    _device_constructors()  # torch caches this list, which must hold its own functions and not ours
     with pytest.MonkeyPatch.context() as patch, _Everywhere():
         patch.setattr(Tensor, "to", _moving(Tensor.to))
         patch.setattr(torch.nn.Module, "to", _moving_modules(torch.nn.Module.to))
