@@ -298,7 +298,7 @@ def turn_wrong_late(first: int) -> Callable[..., None]:
     step = decode.Decoder._step
 
     def wrong(self: decode.Decoder, tokens: np.ndarray) -> None:
-        if int(self.drawn.max()) == first:
+        if int(self.drawn.count.max()) == first:
             for layer in self.cache.layers:
                 layer.keys.copy_(layer.keys.roll(1, dims=0))
         step(self, tokens)

@@ -20,6 +20,7 @@ from lambda_grpo.packing.attention.switching import switched
 from lambda_grpo.packing.supported import inner_model
 from lambda_grpo.sampling.cache import growing_cache
 from lambda_grpo.sampling.draw import draw, log_probs
+from lambda_grpo.sampling.drawn_tokens import DrawnTokens
 from lambda_grpo.sampling.prefill import Prefilled, cache_argument, prefill
 from lambda_grpo.sampling.request import Request, Samples
 from lambda_grpo.sampling.rows_on_device import RowsOnDevice
@@ -39,6 +40,7 @@ class Decoder:
         block: (R,) the rows of the group that share this row's tokens until the next fork; 1 without
             branches.
         logits: (R, V) of the next token.
+        drawn: of all rows of the request.
         uniform: (R, T) each row's random numbers, on the device.
         on_device: what the device knows of the rows; None: others have joined, left or forked since.
         last: (R,) the tokens just drawn, on the device; None: rows have left or forked since.
@@ -63,12 +65,8 @@ class Decoder:
         self.last: Tensor | None = None
         self.logits = torch.zeros(0)
         self.prompt_tokens = self.sampled_tokens = 0
-        total = len(request.prompts)
-        self.prompts = [np.asarray(prompt, np.int64) for prompt in request.prompts]
-        self.prompt_lengths = np.array([len(prompt) for prompt in self.prompts])
-        self.tokens = np.zeros((total, request.max_new_tokens), np.int64)
-        self.logps = np.zeros((total, request.max_new_tokens)) if request.logprobs else None
-        self.drawn = np.zeros(total, np.int64)
+        self.prompt_lengths = np.array([len(prompt) for prompt in request.prompts])
+        self.drawn = DrawnTokens(request)
         self.prefixes = SharedPrefixes()
         self.worth = self._worth(trie.of_rows(list(self.waiting)))
 
@@ -87,11 +85,9 @@ class Decoder:
         """Sample until no row is left."""
         with self._attention():
             self._sample()
-        ids = [tokens[:count].tolist() for tokens, count in zip(self.tokens, self.drawn, strict=True)]
-        logps = None
-        if self.logps is not None:
-            logps = [values[:count].tolist() for values, count in zip(self.logps, self.drawn, strict=True)]
-        return Samples(ids, logps, self.prompt_tokens, sampled_tokens=self.sampled_tokens)
+        drawn = self.drawn
+        logps = None if drawn.logps is None else drawn.lists(drawn.logps)
+        return Samples(drawn.lists(drawn.ids), logps, self.prompt_tokens, sampled_tokens=self.sampled_tokens)
 
     def _attention(self) -> AbstractContextManager[Any]:
         """Inside, the model attends to shared prefixes; a switch goes through all modules, so once."""
@@ -105,8 +101,7 @@ class Decoder:
             if joining:
                 self._join(joining)
             tokens = self._draw()
-            going = self._going()
-            tokens = self._leave(going, tokens)
+            tokens = self._leave(~self.drawn.ended(self.row), tokens)
             tokens = self._fork(tokens)
             if len(self.row):
                 self._step(tokens)
@@ -157,61 +152,23 @@ class Decoder:
     def _rows(self) -> RowsOnDevice:
         """What the device knows of the rows, sent again if they are others now."""
         if self.on_device is None:
-            cached, drawn = self.lengths - self.shared, self.drawn[self.row]
+            cached, drawn = self.lengths - self.shared, self.drawn.count[self.row]
             self.on_device = RowsOnDevice.sent(self.lengths, cached, drawn, self.device)
         return self.on_device
 
     def _draw(self) -> np.ndarray:
         """(R,) a token for each row, written down."""
-        settings, count, rows = self.request.settings, self.drawn[self.row], self._rows()
-        ids = self._ids() if settings.penalises else None
+        settings, rows = self.request.settings, self._rows()
+        ids = self.drawn.so_far(self.row).to(self.device) if settings.penalises else None
         tokens = draw(self.logits, settings, self.uniform.gather(1, rows.drawn)[:, 0], ids)
         rows.drawn += 1
-        self.last, drawn = tokens, tokens.cpu().numpy()
-        if self.logps is not None:
-            logps = log_probs(self.logits, tokens, settings.temperature)
-            self.logps[self.row, count] = logps.cpu().numpy()
-        self.tokens[self.row, count] = drawn
-        self.drawn[self.row] += 1
+        logps = None
+        if self.request.logprobs:
+            logps = log_probs(self.logits, tokens, settings.temperature).cpu().numpy()
+        self.last, found = tokens, tokens.cpu().numpy()
+        self.drawn.write(self.row, found, logps)
         self.sampled_tokens += len(self.row)
-        return drawn
-
-    def _ids(self) -> Tensor:
-        """(R, longest row) the tokens so far, aligned on the right; the padding repeats a row's first token.
-
-        A penalty asks which tokens occur, so this padding says nothing new.
-        """
-        width = int(self.lengths.max())
-        rows = [self._tail(row, width) for row in self.row.tolist()]
-        padded = [np.pad(ids, (width - len(ids), 0), constant_values=ids[0]) for ids in rows]
-        return torch.from_numpy(np.stack(padded)).to(self.device)
-
-    def _tail(self, row: int, count: int) -> np.ndarray:
-        """The last tokens of a row, its prompt's included; fewer than `count`, if there are no more."""
-        drawn = self.tokens[row, : self.drawn[row]]
-        before = max(0, count - len(drawn))
-        prompt = self.prompts[row]
-        return np.concatenate([prompt[max(0, len(prompt) - before) :], drawn])[-count:]
-
-    def _going(self) -> np.ndarray:
-        """(R,) bool, the rows that go on."""
-        drawn = self.drawn[self.row]
-        ended = drawn == self.request.max_new_tokens
-        ended |= np.isin(self.tokens[self.row, drawn - 1], self.request.end_ids)
-        if self.request.ends is not None:
-            ended |= self._end_strings()
-        return ~ended
-
-    def _end_strings(self) -> np.ndarray:
-        """(R,) bool, the rows whose last token completes an end string."""
-        ended = np.zeros(len(self.row), bool)
-        tails = [self._tail(row, self.request.ends.maximum_token_len) for row in self.row.tolist()]
-        lengths = np.array([len(tail) for tail in tails])
-        for length in set(lengths.tolist()):  # padding might spell the string's beginning
-            same = np.flatnonzero(lengths == length)
-            ids = torch.from_numpy(np.stack([tails[i] for i in same]))
-            ended[same] = self.request.ends(ids, None).numpy()
-        return ended
+        return found
 
     def _leave(self, going: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Let ended rows leave; the last ones take their places. Returns the tokens of those that stay."""
@@ -219,7 +176,7 @@ class Decoder:
         if count == len(going):
             return tokens
         for row, block in zip(self.row[~going], self.block[~going], strict=True):
-            self._write_again(row, np.arange(row + 1, row + block))  # it ended before its fork
+            self.drawn.copy(row, np.arange(row + 1, row + block))  # it ended before its fork
         to, source = np.flatnonzero(~going[:count]), count + np.flatnonzero(going[count:])
         for values in (self.row, self.block, self.lengths, self.shared, tokens):
             values[to] = values[source]
@@ -241,13 +198,13 @@ class Decoder:
         if plan is None or not len(self.row):
             return tokens
         for depth, factor, size in zip(plan.depths, plan.factors, self.sizes[1:], strict=True):
-            at = np.flatnonzero((self.drawn[self.row] == depth) & (self.block > size))
+            at = np.flatnonzero((self.drawn.count[self.row] == depth) & (self.block > size))
             if not len(at):
                 continue
             for copy in range(1, factor):
                 new = self.row[at] + copy * size
                 for row, to in zip(self.row[at], new, strict=True):
-                    self._write_again(row, to)
+                    self.drawn.copy(row, to)
                 self._copy(at, new, size)
                 tokens = np.append(tokens, tokens[at])
             self.block[at] = size
@@ -264,12 +221,6 @@ class Decoder:
         self.shared = np.append(self.shared, self.shared[at])
         self._add_uniform(new.tolist())
         self.logits, self.on_device, self.last = self.logits[:0], None, None
-
-    def _write_again(self, row: int, to: Any) -> None:
-        """Write what a row has drawn down for others as well."""
-        self.tokens[to], self.drawn[to] = self.tokens[row], self.drawn[row]
-        if self.logps is not None:
-            self.logps[to] = self.logps[row]
 
     def _step(self, tokens: np.ndarray) -> None:
         """Run the model over one new token a row."""
