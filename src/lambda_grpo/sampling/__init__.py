@@ -2,8 +2,9 @@
 
 The prompts form a trie. The model runs over each token of it once (`prefill`), each row gets its path as its
 cache (`cache`), but for long prefixes that rows share, which are kept once (`shared_prefix`). All rows are
-sampled in one batch that rows leave when they end (`decode`, `draw`, `drawn_tokens`, `rows_on_device`). The first samples of each model are
-compared with plain passes (`trial`).
+sampled in one batch that rows leave when they end (`decode`): `draw` draws their tokens, `drawn_tokens` keeps
+them, and `rows_on_device` is what the device knows of the rows. The first samples of each model are compared
+with plain passes (`trial`).
 Models whose layers cannot fork are sampled by transformers' `generate` (`plain`).
 """
 
