@@ -90,14 +90,14 @@ def _page(path: Path, config: Any) -> File:
     name = path.relative_to(ROOT).as_posix()
     if path.suffix in PICTURES:
         return File.generated(config, _site_path(name), abs_src_path=str(path))
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if path.suffix != ".md":
         text = f"# {name}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{text}\n````\n"
     return File.generated(config, _site_path(name), content=text)
 
 
 def _linked(path: Path) -> list[Path]:
-    text = "".join(FENCE.split(path.read_text())[::2])
+    text = "".join(FENCE.split(path.read_text(encoding="utf-8"))[::2])
     return [Path(os.path.normpath(path.parent / match[1])) for match in LINK.finditer(text)]
 
 

@@ -91,7 +91,7 @@ def write_json(path: Path, content: Any) -> None:
     """Strict JSON: what is no finite number becomes null."""
     with written_whole(path) as aside:
         text = json.dumps(without_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
-        aside.write_text(text + "\n")
+        aside.write_text(text + "\n", "utf-8")
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:

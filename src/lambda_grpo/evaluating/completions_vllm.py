@@ -28,7 +28,7 @@ class VLLMModel:
         if config.is_file():
             from vllm.lora.request import LoRARequest
 
-            adapter = json.loads(config.read_text())
+            adapter = json.loads(config.read_text("utf-8"))
             options |= {"model": adapter["base_model_name_or_path"], "tokenizer": model}
             options |= {"enable_lora": True, "max_lora_rank": adapter["r"]}
             self._adapter = LoRARequest("trained", 1, model)

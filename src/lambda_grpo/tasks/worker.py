@@ -143,7 +143,7 @@ def serve() -> None:
     warnings.simplefilter("ignore")
     _cap_memory()
     _send(replies, pickle.dumps(("ready", None)))
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         while True:
             try:
                 request = pickle.load(requests)

@@ -123,5 +123,5 @@ def _write_data(path: Path, test_lines: int) -> str:
         if wanted[for_test]:
             wanted[for_test] -= 1
             rows.append(json.dumps(row))
-    path.write_text("\n".join(rows) + "\n")
+    path.write_text("\n".join(rows) + "\n", "utf-8")
     return f"jsonl:{path}"

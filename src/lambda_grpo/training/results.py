@@ -73,7 +73,7 @@ def write(trained: Trained, settings: Mapping[str, Any]) -> None:
 
 def read(folder: Path) -> Trained:
     """The run that `write` wrote."""
-    content = json.loads((folder / "results.json").read_text())
+    content = json.loads((folder / "results.json").read_text("utf-8"))
     return Trained(
         folder=folder,
         before=_evaluation(content["before"]),
@@ -94,7 +94,7 @@ def write_before(folder: Path, before: Evaluation) -> None:
 def read_before(folder: Path) -> Evaluation | None:
     """The evaluation before training, if an earlier process has come that far."""
     path = folder / "before.json"
-    return _evaluation(json.loads(path.read_text())) if path.exists() else None
+    return _evaluation(json.loads(path.read_text("utf-8"))) if path.exists() else None
 
 
 def _evaluation(content: Mapping[str, Any]) -> Evaluation:

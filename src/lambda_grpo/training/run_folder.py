@@ -28,13 +28,13 @@ from lambda_grpo.whole_files import sync, without_nan, written_whole
 
 def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
     """Add one line to metrics.jsonl; what is no finite number becomes null."""
-    with (folder / "metrics.jsonl").open("a") as handle:
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(without_nan(row)) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; a last line that was not written to its end is left out."""
-    lines = (folder / "metrics.jsonl").read_text().split("\n")
+    lines = (folder / "metrics.jsonl").read_text("utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
 
 
@@ -51,4 +51,4 @@ def truncate_metrics(folder: Path, step: int) -> None:
     if path.exists():
         kept = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step]
         with written_whole(path) as aside:
-            aside.write_text("".join(kept))
+            aside.write_text("".join(kept), "utf-8")

@@ -30,7 +30,7 @@ def seal(folder: Path) -> None:
 def is_whole(folder: Path) -> bool:
     """Whether a checkpoint has its seal, and all that the seal names."""
     try:
-        sizes = json.loads((folder / SEAL).read_text())["files"]
+        sizes = json.loads((folder / SEAL).read_text("utf-8"))["files"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -101,7 +101,7 @@ class Resumable(KeepsState):
             _log.warning("%s is missing: training goes on, but not exactly as it would have", path)
         self._prepare_rollouts(checkpoint)
         if self.args.restore_callback_states_from_checkpoint:
-            state = json.loads((checkpoint / "trainer_state.json").read_text())
+            state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
             control = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {})
             ended = control.get("should_training_stop", False)
             self._stopped_early = ended and state["global_step"] < state["max_steps"]

@@ -216,7 +216,7 @@ class TreePacking(KeepsState):
         if not all(ready):
             return
         path = Path(self.args.output_dir) / f"machine_speed_{self.accelerator.process_index}.json"
-        found = json.loads(path.read_text()) if path.exists() else {}
+        found = json.loads(path.read_text("utf-8")) if path.exists() else {}
         circumstances = self._circumstances()
         if not all(gather_object([found.get("circumstances") == circumstances])):
             if not self._proves(self.model):
