@@ -311,9 +311,7 @@ def measured(section: str, bench: Bench, model: str | None, result: dict[str, An
         return credit_case(bench, result.get("update", []))
     if section == "sampling":
         return sampling_case(bench.device, bench.dtype, model, bench.tiny)
-    if section == "training":
-        return training_case(bench.device, model, bench.tiny)
-    raise SystemExit(f"--only: {section!r} is no section; there are {', '.join(SECTIONS)}")
+    return training_case(bench.device, model, bench.tiny)
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
@@ -337,6 +335,8 @@ def main() -> None:
     parser.add_argument("--model", help="folder or name of a model to sample with and to train")
     parser.add_argument("-o", "--output", type=Path, help="folder for gpu.json, gpu.md and gpu.png")
     args = parser.parse_args()
+    if unknown := set(args.only.split(",")) - set(SECTIONS):
+        parser.error(f"--only: no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
     transformers_logging.disable_progress_bar()
     if not args.tiny and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --tiny runs everything on a CPU, small")

@@ -1,16 +1,21 @@
 """llm_curves in miniature, with the embedded policy in the place of SmolLM2."""
 
 import json
+import random
+import string
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from experiments.common import command, resumable_runs
 from experiments.common.arms import credit_of
 from experiments.llm_curves import run as llm_curves
-from experiments.llm_curves import what_lambda_changes
+from experiments.llm_curves import what_lambda_changes, worked_start
 from lambda_grpo.errors import InputError
+from lambda_grpo.policy import character_tokenizer
 
 
 def test_an_arm_is_a_credit_with_its_parameters() -> None:
@@ -133,3 +138,37 @@ def test_a_piece_begins_no_run_after_its_minutes(tmp_path: Path) -> None:
     with resumable_runs.piece_of(0) as piece:
         assert len(complete()) == 3, "what is kept is read in any case"
     assert (piece.left, made) == (0, [0, 1, 2])
+
+
+def test_worked_solutions_are_right_and_only_they_are_imitated() -> None:
+    task, rng = worked_start.WorkedSums(), random.Random(0)
+    worked = [task.worked_problem("train", rng) for _ in range(50)]
+    assert all(task.score(problem, solution) == 1 for problem, solution in worked)
+    assert all(task.score(problem, solution.replace(" is ", " is 9")) == 0 for problem, solution in worked)
+    assert [problem.prompt for problem in task.problems("test", 3, 0)] == [
+        problem.prompt for problem in task.problems("test", 3, 0)
+    ]
+    tokenizer = character_tokenizer(string.printable)
+    ids, labels = worked_start._batch(tokenizer, worked[:4])
+    for row, target, (problem, solution) in zip(ids, labels, worked[:4], strict=True):
+        begin, end = len(problem.prompt), len(problem.prompt) + len(solution)
+        assert tokenizer.decode(row[begin:end]) == solution
+        assert target[begin:end].tolist() == row[begin:end].tolist()
+        assert set(target[:begin].tolist()) == {-100}
+        assert set(target[end:].tolist()) <= {-100}
+
+
+def test_a_start_learns_worked_solutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worked_start, "STEPS", 12)
+    monkeypatch.setattr(worked_start, "LEARNING_RATE", 3e-3)
+    tokenizer, losses = character_tokenizer(string.printable), list[float]()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    worked_start.fine_tune(
+        LlamaForCausalLM(config), tokenizer, lambda done, of, text: losses.append(float(text.split()[1]))
+    )
+    assert len(losses) == 12
+    assert losses[-1] < losses[0] - 0.5

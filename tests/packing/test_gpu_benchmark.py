@@ -35,10 +35,25 @@ def test_tiny(tmp_path: Path) -> None:
     assert max(heads[way]["off"] for way in ("kept", "ours")) < 1e-5  # the same gradient
     liger = importlib.util.find_spec("liger_kernel")
     assert heads["Liger"]["off"] < 1e-4 if liger else "not installed" in heads["Liger"]["skipped"]
-    assert set(found["training"]) == {"off", "auto"}
+    assert set(found["training"]) == {"TRL", "tree sampling", "both, auto", "both, packing on"}
+    assert all(way["seconds"] > way["sampling"] > 0 for way in found["training"].values())
+    assert found["training"]["both, packing on"]["packed"] == 1
     assert "raw ÷ unique 2" in (tmp_path / "gpu.md").read_text()
     assert "The LM head alone" in (tmp_path / "gpu.md").read_text()
     assert (tmp_path / "gpu.png").stat().st_size > 1000
+
+
+def test_only_a_section_keeps_the_others(tmp_path: Path) -> None:
+    (tmp_path / "gpu.json").write_text('{"checks": [{"holds": true}], "head": []}')
+    command = [sys.executable, "benchmarks/gpu.py", "--tiny", "-o", str(tmp_path), "--only"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    for section, code in (("credit,haed", 2), ("credit", 0)):
+        ended = subprocess.run([*command, section], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert ended.returncode == code, ended.stderr[-3000:]
+        assert ("no section haed; there are checks, update" in ended.stderr) == (code == 2)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["checks"] == [{"holds": True}]
+    assert found["credit"]["tokens"] > 0
 
 
 def test_without_a_device_it_says_so() -> None:
