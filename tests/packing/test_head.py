@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from lambda_grpo.engines.trl.head_kernels import scores_by_trl
 from lambda_grpo.packing import head as heads
 from lambda_grpo.packing.head import Logits, token_scores
 
@@ -35,9 +36,13 @@ def values_and_gradients(
 @pytest.mark.parametrize("bias", [False, True])
 def test_trls_kernels_say_the_same(logits: Logits, bias: bool) -> None:
     ours = values_and_gradients(make_case(bias), lambda *case: token_scores(*case, logits, rows=7))
-    trls = values_and_gradients(make_case(bias), lambda *case: heads._with_kernels(*case, logits))
+    trls = values_and_gradients(make_case(bias), lambda *case: scores_by_trl(*case, logits))
     for a, b in zip(ours, trls, strict=True):
         assert (a - b).abs().max() < 1e-5 * b.abs().max().clamp(min=1)
+
+
+def test_the_trainer_brings_them() -> None:
+    assert heads._kernels == [scores_by_trl]
 
 
 @pytest.mark.gpu

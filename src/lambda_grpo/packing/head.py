@@ -4,15 +4,14 @@ With logits z of a position, divided by the temperature, and l = log Σ exp z:
 
     log π(y) = z_y - l,        H = l - Σ_j π_j z_j.
 
-Invariant: logits exist for one chunk only. The backward makes them again, also a chunk at a time. On CUDA
-TRL's kernels do this.
+Invariant: logits exist for one chunk only. The backward makes them again, also a chunk at a time. On CUDA an
+engine may bring kernels for this.
 
 M is the number of predicted tokens, d that of hidden features, V the size of the vocabulary.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -58,6 +57,19 @@ class Logits:
         return grad if factor == 1 else grad.mul_(factor)
 
 
+Kernels = Callable[[torch.nn.Linear, Tensor, Tensor, Logits], tuple[Tensor, Tensor]]
+_kernels: list[Kernels] = []
+
+
+def register_kernels(kernels: Kernels) -> None:
+    """Have `token_scores` of a plain linear head on CUDA computed by an engine's kernels from now on.
+
+    Args:
+        kernels: gets head, hidden, target and logits as `token_scores` does, and computes in float32.
+    """
+    _kernels.append(kernels)
+
+
 def chunk_rows(vocabulary: int) -> int:
     """How many positions to project at a time."""
     return max(_CHUNK_ROWS, _CHUNK_LOGITS // vocabulary)
@@ -73,12 +85,12 @@ def token_scores(
         hidden: (M, d).
         target: (M,) int64.
         logits: what becomes of the head's output.
-        rows: positions in a chunk; TRL's kernels, on CUDA, have chunks of their own.
+        rows: positions in a chunk; kernels of an engine have chunks of their own.
     """
     hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks)
     if type(head) is torch.nn.Linear and "forward" not in vars(head) and not any(hooks):
-        if _has_kernels(hidden):
-            return _with_kernels(head, hidden, target, logits)
+        if _kernels and hidden.is_cuda and hidden.dtype != torch.float64:
+            return _kernels[-1](head, hidden, target, logits)
         scores: tuple[Tensor, Tensor] = _LinearScores.apply(  # type: ignore[no-untyped-call]
             hidden, head.weight, head.bias, target, logits, rows
         )
@@ -88,25 +100,6 @@ def token_scores(
         for at in _chunks(len(hidden), rows) or [slice(0)]
     ]
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropies for _, entropies in parts])
-
-
-def _has_kernels(hidden: Tensor) -> bool:
-    """Whether TRL's kernels can do it: they are Triton's and compute in float32."""
-    return hidden.is_cuda and hidden.dtype != torch.float64 and find_spec("trl") is not None
-
-
-def _with_kernels(
-    head: torch.nn.Linear, hidden: Tensor, target: Tensor, logits: Logits
-) -> tuple[Tensor, Tensor]:
-    """By TRL's own head, in chunks of its own: on an H100 it took a fifth of the time of `_LinearScores`."""
-    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
-    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
-
-    logps, entropies, *_ = ChunkedLogProbFunction.apply(
-        hidden, head.weight, head.bias, target, logits.temperature, _CHUNKED_LOGPROB_CHUNK_SIZE,
-        logits.softcap, logits.scale, ("entropy",),
-    )  # fmt: skip
-    return logps, entropies
 
 
 def _scores_of(
