@@ -8,7 +8,7 @@ from torch import Tensor
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
-from lambda_grpo.packing.head import Logits, register_kernels
+from lambda_grpo.packing.head import Logits
 
 
 def scores_by_trl(
@@ -20,6 +20,3 @@ def scores_by_trl(
         logits.softcap, logits.scale, ("entropy",),
     )  # fmt: skip
     return logps, entropies
-
-
-register_kernels(scores_by_trl)
