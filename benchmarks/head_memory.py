@@ -4,7 +4,8 @@
     kept        logits of the completions, whole, as `logits_to_keep` gives them
     Liger       `LigerFusedLinearGRPOLoss` in its usual chunks of one row; its plain-torch form runs on a CPU, so
                 `liger-kernel` must be there, though nothing of Triton is used
-    ours        the head of packed rows, on the same completions, so nothing is shared
+    ours        the head of packed rows in plain PyTorch (on CUDA the trainer takes TRL's kernels instead), on the same
+                completions, so nothing is shared
 
 Only the head is measured: hidden states are given, the gradients of hidden states and of weights are made. Liger
 computes its loss in the same call, and the others add GRPO's loss (no clipping bites, no KL) to their log-probs. `benchmarks/gpu.py` does the same on a GPU.
@@ -22,7 +23,7 @@ from timing import added_memory
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
-from lambda_grpo.packing.head import Logits, chunk_rows, token_scores
+from lambda_grpo.packing.head import LinearScores, Logits, chunk_rows
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def with_liger(case: HeadCase) -> torch.Tensor:
 
 def ours(case: HeadCase) -> torch.Tensor:
     hidden, chunk = case.predicting.reshape(-1, case.shape.width), chunk_rows(case.shape.vocabulary)
-    logps, _ = token_scores(case.head, hidden, case.ids.reshape(-1), Logits(), chunk)
+    logps, _ = LinearScores.apply(hidden, case.head.weight, None, case.ids.reshape(-1), Logits(), chunk)
     return case.loss(logps.view(case.shape.rows, -1))
 
 

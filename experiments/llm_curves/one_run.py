@@ -63,7 +63,8 @@ def train(
     """Train one policy; what a line of runs.jsonl holds beside the identity."""
     with tempfile.TemporaryDirectory() as folder:
         found = _curve(settings, _config(settings, credit, learning_rate, seed, folder), model, task)
-        return found | _overlap(folder) | _effect(folder, model, credit, settings["temperature"])
+        effect = _effect(folder, model, credit, settings["temperature"])
+        return found | _overlap(folder) | effect | {"device": DEVICE}
 
 
 def _curve(settings: Mapping[str, Any], config: LambdaGRPOConfig, model: str, task: str) -> dict[str, Any]:

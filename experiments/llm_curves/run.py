@@ -44,6 +44,8 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
     named = settings["model"]
     model = str(worked_start()) if named == WORKED else console.policy_folder(named)
     shared = {key: value for key, value in settings.items() if key not in PLAN}
+    if named == WORKED:
+        shared["model"] = Path(model).name  # another recipe is another start
 
     def complete(wanted: Sequence[Mapping[str, Any]], title: str) -> list[dict[str, Any]]:
         if not wanted:

@@ -1,7 +1,7 @@
 """A start that shares more: SmolLM2, fine-tuned briefly on worked solutions.
 
 A solution has about 80 tokens and says each step in words, so completions of one prompt share long prefixes
-and part where the policy computes. With 32 problems the start has 0.41 right at T = 0.75.
+and part where the policy computes. Of 32 test problems a start like it had 13 right at T = 0.75.
 """
 
 import hashlib
@@ -71,8 +71,8 @@ def worked_start() -> Path:
     Raises:
         InputError, LambdaGRPOError: SmolLM2 is not to be had, or the cache cannot be written to.
     """
-    source = "".join(Path(module).read_text() for module in (word_sums.__file__, __file__))
-    key = hashlib.sha256(source.encode()).hexdigest()[:12]
+    recipe = STEPS, BATCH, LEARNING_RATE, _WARMUP, WorkedSums().worked_problem("train", _solutions())
+    key = hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]
 
     def make(aside: Path) -> None:
         model, tokenizer = policy.load_policy(console.policy_folder(policy.SMOLLM2), dtype=torch.float32)
@@ -84,9 +84,14 @@ def worked_start() -> Path:
     return cache.made_once(f"worked-start-{key}", make)
 
 
+def _solutions() -> random.Random:
+    """The random numbers that all worked solutions are drawn by."""
+    return random.Random(f"{_SEED} solutions")
+
+
 def fine_tune(model: Any, tokenizer: Any, shown: console.Shown) -> None:
     """Imitate STEPS × BATCH worked solutions of the train split, in place; the prompts are not imitated."""
-    rng = random.Random(f"{_SEED} solutions")
+    rng = _solutions()
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / _WARMUP))
     model.train()

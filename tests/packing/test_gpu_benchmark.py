@@ -35,9 +35,9 @@ def test_tiny(tmp_path: Path) -> None:
     assert max(heads[way]["off"] for way in ("kept", "ours")) < 1e-5  # the same gradient
     liger = importlib.util.find_spec("liger_kernel")
     assert heads["Liger"]["off"] < 1e-4 if liger else "not installed" in heads["Liger"]["skipped"]
-    assert set(found["training"]) == {"TRL", "tree sampling", "both, auto", "both, packing on"}
+    assert set(found["training"]) == {"TRL", "tree sampling", "both", "both, auto"}
     assert all(way["seconds"] > way["sampling"] > 0 for way in found["training"].values())
-    assert found["training"]["both, packing on"]["packed"] == 1
+    assert found["training"]["both"]["packed"] == 1
     assert "raw ÷ unique 2" in (tmp_path / "gpu.md").read_text()
     assert "The LM head alone" in (tmp_path / "gpu.md").read_text()
     assert (tmp_path / "gpu.png").stat().st_size > 1000

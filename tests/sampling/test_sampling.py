@@ -137,8 +137,8 @@ def test_sampled_log_probs_are_those_of_a_full_pass(family: str) -> None:
     assert_sampled_as_told(make_model(family))
 
 
-def of_others(attending: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, model, rows, padding: attending(self, model, np.roll(rows, 1), padding)
+def of_others(place: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, rows, device: place(self, np.roll(rows, 1), device)
 
 
 def plant(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,8 +146,8 @@ def plant(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(prefill.Prefilled, "layer", roll_rows)
     elif fault == "prefix of other rows":
         monkeypatch.setattr(shared_prefix, "_WORTH_BYTES", {"cpu": 0})
-        attending = shared_prefix.SharedPrefixes.attending
-        monkeypatch.setattr(shared_prefix.SharedPrefixes, "attending", of_others(attending))
+        place = shared_prefix.SharedPrefixes.place
+        monkeypatch.setattr(shared_prefix.SharedPrefixes, "place", of_others(place))
     elif fault == "position after fan-out":
         monkeypatch.setattr(decode.Decoder, "_step", shift_positions(decode.Decoder._step))
     else:
@@ -220,6 +220,20 @@ def test_a_failure_is_remembered_and_said_once_for_a_model(
     assert len(runs) == 2  # forks are another kind
     greedy(make_model("llama"))
     assert len(runs) == 3
+
+
+def test_rows_with_padding_are_checked_by_themselves() -> None:
+    """Without padding a model gets no mask, so rows that have none say nothing about its mask."""
+
+    def unmasked(module: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask = inputs["attention_mask"] if inputs["input_ids"].shape[1] == 1 else None
+        return args, inputs | ({} if mask is None else {"attention_mask": torch.ones_like(mask)})
+
+    model = make_model("llama")
+    model.register_forward_pre_hook(unmasked, with_kwargs=True)
+    settings: dict[str, Any] = {"num_completions": 2, "max_new_tokens": 8, "eos_token_ids": []}
+    assert sample(model, [[1, 2, 3]], **settings).reason == ""
+    assert "are off by" in sample(model, [[1, 2, 3], [*range(1, 13)]], **settings).reason
 
 
 def test_a_crash_is_said_once_though_its_words_change(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import make_model
 
-from lambda_grpo.sampling import sample
+from lambda_grpo.sampling import sample, shared_prefix
 
 
 def sent(monkeypatch: pytest.MonkeyPatch, tokens: int) -> int:
@@ -19,6 +19,9 @@ def sent(monkeypatch: pytest.MonkeyPatch, tokens: int) -> int:
     return len(made)
 
 
-def test_a_token_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_token_sends_nothing(monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
     """A GPU waits for each transfer; rows that go on need none."""
+    if shared:
+        monkeypatch.setattr(shared_prefix, "_WORTH_BYTES", {"cpu": 0})
     assert sent(monkeypatch, 20) == sent(monkeypatch, 10)

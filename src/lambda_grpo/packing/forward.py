@@ -29,7 +29,8 @@ def tree_logps(
             attends to trees in this pass only.
         packed: on any device; it is brought to the model's.
         temperature: the one of sampling; logits are divided by it.
-        rows: positions that the LM head projects at a time. None: as fits its vocabulary.
+        rows: positions that the LM head projects at a time; kernels of an engine ignore it. None: as fits its
+            vocabulary.
 
     Returns:
         (R, T), float32 at least; 0 where `packed.index` is -1.

@@ -91,7 +91,7 @@ def token_scores(
     if type(head) is torch.nn.Linear and "forward" not in vars(head) and not any(hooks):
         if _kernels and hidden.is_cuda and hidden.dtype != torch.float64:
             return _kernels[-1](head, hidden, target, logits)
-        scores: tuple[Tensor, Tensor] = _LinearScores.apply(  # type: ignore[no-untyped-call]
+        scores: tuple[Tensor, Tensor] = LinearScores.apply(  # type: ignore[no-untyped-call]
             hidden, head.weight, head.bias, target, logits, rows
         )
         return scores
@@ -110,7 +110,7 @@ def _scores_of(
     return z.gather(1, y[:, None])[:, 0] - lse, lse - ((z - lse[:, None]).exp() * z).sum(dim=-1)
 
 
-class _LinearScores(torch.autograd.Function):
+class LinearScores(torch.autograd.Function):
     """`token_scores` of a linear head, whose weight's gradient is summed in place, chunk by chunk."""
 
     @staticmethod

@@ -17,7 +17,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lambda_grpo.branching import BranchPlan
 from lambda_grpo.errors import InputError, expect
@@ -33,8 +32,9 @@ __all__ = ["DrawSettings", "Request", "Samples", "check_can_fork", "draw_seed", 
 
 _logger = logging.getLogger(__name__)
 # Of each model, what its first samples of a kind came to: "" if they were right, otherwise why they were not.
-# The kinds: with shared prefixes or without, with forks or without.
-_found: WeakKeyDictionary[torch.nn.Module, dict[tuple[bool, bool], str]] = WeakKeyDictionary()
+# The kinds: with shared prefixes or without, with forks or without, with a mask for padding or without.
+_Kind = tuple[bool, bool, bool]
+_found: WeakKeyDictionary[torch.nn.Module, dict[_Kind, str]] = WeakKeyDictionary()
 _said: WeakKeyDictionary[torch.nn.Module, set[str]] = WeakKeyDictionary()
 
 
@@ -120,7 +120,8 @@ def sample_on_tree(model: Any, request: Request) -> Samples:
     with torch.no_grad(), _inference(model), _without_plans(inner_model(model)), _crashes_refused(model):
         decoder = Decoder(model, request)
         found = _found.setdefault(inner_model(model), {})
-        kind = (decoder.shares, request.branches is not None)
+        masked = not decoder.shares and request.may_pad
+        kind = (decoder.shares, request.branches is not None, masked)
         if kind not in found:
             return _first_samples(model, request, found, kind)
         if found[kind]:
@@ -128,9 +129,7 @@ def sample_on_tree(model: Any, request: Request) -> Samples:
         return decoder.run()
 
 
-def _first_samples(
-    model: Any, request: Request, found: dict[tuple[bool, bool], str], kind: tuple[bool, bool]
-) -> Samples:
+def _first_samples(model: Any, request: Request, found: dict[_Kind, str], kind: _Kind) -> Samples:
     """Sample, compare with plain passes, and remember the outcome: no later call fails the same way."""
     try:
         with _crashes_refused(model):
@@ -202,11 +201,12 @@ def _without_plans(model: Any) -> Iterator[None]:
 
     cuDNN plans for each new shape, for tens of milliseconds, and here each token has a new one.
     """
-    if model.device.type != "cuda":
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(before and model.device.type != "cuda")
+    try:
         yield
-        return
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def _say_once(model: Any, reason: str) -> None:

@@ -154,6 +154,7 @@ class Decoder:
         if self.on_device is None:
             cached, drawn = self.lengths - self.shared, self.drawn.count[self.row]
             self.on_device = RowsOnDevice.sent(self.lengths, cached, drawn, self.device)
+            self.prefixes.place(self.row, self.device)
         return self.on_device
 
     def _draw(self) -> np.ndarray:
@@ -243,4 +244,4 @@ class Decoder:
         """Inside, rows attend to the prefixes that they share."""
         if not self.shares:
             return nullcontext()
-        return self.prefixes.attending(inner_model(self.model), self.row, padding)
+        return self.prefixes.attending(inner_model(self.model), padding)

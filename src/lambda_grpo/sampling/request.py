@@ -72,6 +72,12 @@ class Request:
         """Rows of a block before the first fork, after it, and so on."""
         return self.branches.sizes(self.group) if self.branches else (1,)
 
+    @property
+    def may_pad(self) -> bool:
+        """Whether rows of different lengths may run together: they have them, or join one after the other."""
+        lengths = {len(prompt) for prompt in self.prompts}
+        return len(lengths) > 1 or self.batch_size < len(self.prompts) or self.cached_tokens is not None
+
     def uniform(self, row: int) -> np.ndarray:
         """(T,) the numbers in [0, 1) by which a row draws, whatever other rows do."""
         return np.random.default_rng([self.seed, row]).random(self.max_new_tokens)

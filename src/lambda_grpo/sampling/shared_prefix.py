@@ -102,6 +102,7 @@ class SharedPrefixes:
 
     def __init__(self) -> None:
         self.kept: list[tuple[Prefix, np.ndarray]] = []
+        self._places: list[Tensor] = []
 
     def add(self, prefixes: Sequence[Prefix], rows: np.ndarray, block: int) -> None:
         """Keep what was found in a part of the prompts.
@@ -118,13 +119,22 @@ class SharedPrefixes:
         """Forget the prefixes that none of these rows has."""
         self.kept = [(prefix, those) for prefix, those in self.kept if np.isin(rows, those).any()]
 
+    def place(self, rows: np.ndarray, device: torch.device) -> None:
+        """Send where in the batch the rows of each prefix are; again whenever the batch has other rows.
+
+        Args:
+            rows: (R,) the numbers of the rows in the batch.
+            device: of the model.
+        """
+        places = [np.flatnonzero(np.isin(rows, those)) for _, those in self.kept]
+        self._places = [torch.from_numpy(place).to(device) for place in places]
+
     @contextmanager
-    def attending(self, model: Any, rows: np.ndarray, padding: Tensor | None) -> Iterator[None]:
+    def attending(self, model: Any, padding: Tensor | None) -> Iterator[None]:
         """Inside, a model may run once over a new token for each row, whose cache lacks the prefixes.
 
         Args:
             model: a transformers model, unwrapped and `switched` to `IMPLEMENTATION`.
-            rows: (R,) the numbers of the rows in the batch.
             padding: (R, W) bool, the columns of the cache, the new token's included, that hold no token of
                 a row; None: there is none.
 
@@ -135,10 +145,8 @@ class SharedPrefixes:
         if padding is not None:
             zeros = torch.zeros(padding.shape, dtype=model.dtype, device=padding.device)
             mask = zeros.masked_fill_(padding, -torch.inf)[:, None, None]
-        step = _Step([], mask)
-        for prefix, those in self.kept:
-            places = torch.from_numpy(np.flatnonzero(np.isin(rows, those)))
-            step.prefixes.append((prefix, places.to(model.device)))
+        prefixes = [prefix for prefix, _ in self.kept]
+        step = _Step(list(zip(prefixes, self._places, strict=True)), mask)
         token = _step.set(step)
         try:
             yield

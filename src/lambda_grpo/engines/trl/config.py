@@ -31,7 +31,7 @@ class LambdaGRPOConfig(GRPOConfig):
             which run one after the other; a single completion may be longer.
         sampler: `tree` computes each prompt once for all its completions, and lets ended ones go; `generate`
             is TRL's own way; `auto` is `tree` where that can be, and `generate` where it cannot. On devices
-            other than a CPU `auto` times both in the first four turns, and takes the faster one.
+            other than a CPU `auto` times both in the first six turns, and takes the faster one.
         branch_depths, branch_factors: where the completions of a group fork, in tokens after the prompt, and
             into how many blocks (`BranchPlan`); None: they are independent. `auto` chooses depth and factor
             of each batch by what earlier ones showed (`ForkChooser`). Validation never forks.

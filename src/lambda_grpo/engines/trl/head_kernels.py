@@ -3,6 +3,8 @@
 On an H100 they took a fifth of the time of the head in `packing/head.py`, which is plain PyTorch.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
@@ -15,8 +17,10 @@ def scores_by_trl(
     head: torch.nn.Linear, hidden: Tensor, target: Tensor, logits: Logits
 ) -> tuple[Tensor, Tensor]:
     """As `token_scores`: log-prob of each target and entropy of its distribution, (M,) each, float32."""
-    logps, entropies, *_ = ChunkedLogProbFunction.apply(
-        hidden, head.weight, head.bias, target, logits.temperature, _CHUNKED_LOGPROB_CHUNK_SIZE,
-        logits.softcap, logits.scale, ("entropy",),
-    )  # fmt: skip
+    # Triton launches on the current device
+    with torch.cuda.device(hidden.device) if hidden.is_cuda else nullcontext():
+        logps, entropies, *_ = ChunkedLogProbFunction.apply(
+            hidden, head.weight, head.bias, target, logits.temperature, _CHUNKED_LOGPROB_CHUNK_SIZE,
+            logits.softcap, logits.scale, ("entropy",),
+        )  # fmt: skip
     return logps, entropies

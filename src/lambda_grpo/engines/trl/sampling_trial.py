@@ -1,24 +1,24 @@
-"""Which way of sampling is faster on a device such as a GPU: what `sampler: auto` learns from four turns.
+"""Which way of sampling is faster on a device such as a GPU: what `sampler: auto` learns from six turns.
 
 The tree computes less, and yet it took twice as long as `generate` on an H100. So `auto` times both ways:
 
     turn of training    way          timed
     1                   the tree     no: it also compares the first samples, compiles and allocates
-    2                   the tree     yes
-    3                   `generate`   no: kernels are loaded, and cuDNN plans for each length it has not seen
-    4                   `generate`   yes
-    5 and later         `generate` if it took fewer seconds per token by more than 5%; otherwise the tree
+    2, 3                the tree     yes
+    4                   `generate`   no: kernels are loaded, and cuDNN plans for each length it has not seen
+    5, 6                `generate`   yes
+    7 and later         `generate` if it took fewer seconds per token by more than 10%; otherwise the tree
 
 The seconds of a turn are divided by the tokens of its longest completion, because that many steps were made.
-Turns of evaluation go the way that is known so far and are not timed: they may have another number of rows.
+Of two turns the faster counts. Turns of evaluation go the way that is known so far and are not timed: they
+may have another number of rows.
 
 Each rank decides for itself. In these turns no rank waits for another: the tree refuses weights that ranks
 share, and then nothing is timed. Nothing is timed on a CPU either, so a run there repeats itself to the bit.
 """
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -27,7 +27,9 @@ from lambda_grpo.packing.cost import now
 
 Way = Callable[[], Tensor]  # gives (B, prompt + completion) ids
 
-_MARGIN = 1.05
+_TIMED = 2  # turns of each way
+TRIAL_TURNS = 2 * (1 + _TIMED)
+_MARGIN = 1.1
 _NO_MEMORY = float("inf")  # in place of seconds
 
 _logger = logging.getLogger(__name__)
@@ -39,30 +41,25 @@ def is_timed(device: torch.device) -> bool:
 
 
 class SamplingTrial:
-    """Seconds per token of both ways, each None until it was timed."""
+    """Seconds per token of both ways, turn by turn; the choice, once there is one."""
 
     def __init__(self) -> None:
-        self._warm = False  # whether this process has sampled on the tree
-        self._generate_is_warm = False
-        self._tree: float | None = None
-        self._generate: float | None = None
+        self._tree: list[float] = []  # the first turn of each way is not timed but counts here
+        self._generate: list[float] = []
+        self._chosen: dict[str, float] = {}
 
     @property
     def generates(self) -> bool:
         """Whether `generate` was chosen."""
-        if self._tree is None or self._generate is None:
-            return False
-        return self._generate * _MARGIN < self._tree
+        return bool(self._chosen) and self._chosen["generate"] * _MARGIN < self._chosen["tree"]
 
     def kept(self) -> dict[str, float]:
         """For a checkpoint, once both ways were timed. Until then a resumed run times both anew."""
-        if self._tree is None or self._generate is None:
-            return {}
-        return {"tree": self._tree, "generate": self._generate}
+        return dict(self._chosen)
 
-    def load(self, kept: dict[str, Any]) -> None:
+    def load(self, kept: Mapping[str, float]) -> None:
         """Put back what `kept` returned."""
-        self._tree, self._generate = kept.get("tree"), kept.get("generate")
+        self._chosen = dict(kept)
 
     def turn(self, prompts: Tensor, tree: Way, generate: Way, training: bool) -> Tensor:
         """Sample a turn by the way that is chosen, or that is to be timed.
@@ -75,48 +72,52 @@ class SamplingTrial:
             tree, generate: the two ways to sample these prompts.
             training: False in evaluation.
         """
-        timing = training and self._warm and self._generate is None
-        if self.generates or (timing and self._tree is not None):
+        timing = training and not self._chosen
+        if self.generates or (timing and len(self._tree) > _TIMED):
             try:
                 output, seconds = _timed(prompts, generate)
             except torch.OutOfMemoryError:
-                self._decide(_NO_MEMORY)  # and go on below, where what the error held is free again
+                self._choose(_NO_MEMORY)  # and go on below, where what the error held is free again
             else:
-                if timing and self._generate_is_warm:
-                    self._decide(seconds)
-                self._generate_is_warm = True
+                if timing:
+                    self._generate.append(seconds)
+                    if len(self._generate) > _TIMED:
+                        self._choose(min(self._generate[1:]))
                 return output
-        elif timing:
-            output, self._tree = _timed(prompts, tree)
-            return output
-        output = tree()
-        self._warm = self._warm or training
+        if not timing or self._chosen:
+            return tree()
+        output, seconds = _timed(prompts, tree)
+        self._tree.append(seconds)
         return output
 
-    def _decide(self, generate: float) -> None:
+    def _choose(self, generate: float) -> None:
         generated = self.generates
-        self._generate = generate
-        tree = f"the tree took {_milliseconds(self._tree)}"
-        other = "ran out of memory" if generate == _NO_MEMORY else f"took {_milliseconds(generate)}"
-        if self.generates:
-            _logger.warning(
-                "Transformers' generate samples from now on: it %s, and %s. "
-                "Set sampler='tree' to stay on the tree all the same",
-                other,
-                tree,
-            )
-        else:
+        tree = self._chosen["tree"] if self._chosen else min(self._tree[1:])
+        self._chosen = {"tree": tree, "generate": generate}
+        if generate == _NO_MEMORY:
             _logger.log(
                 logging.WARNING if generated else logging.INFO,
-                "Sampling on the tree from now on: %s, and transformers' generate %s. "
+                "Sampling on the tree from now on: transformers' generate ran out of memory. With fewer "
+                "completions in a generation batch it may have room",
+            )
+        elif self.generates:
+            _logger.warning(
+                "Transformers' generate samples from now on: it took %s, and the tree took %s. "
+                "Set sampler='tree' to stay on the tree all the same",
+                _milliseconds(generate),
+                _milliseconds(tree),
+            )
+        else:
+            _logger.info(
+                "Sampling on the tree from now on: it took %s, and transformers' generate took %s. "
                 "Set sampler='generate' to use generate all the same",
-                tree,
-                other,
+                _milliseconds(tree),
+                _milliseconds(generate),
             )
 
 
-def _milliseconds(seconds: float | None) -> str:
-    return f"{1000 * (seconds or 0):.3g} ms a token"
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms a token"
 
 
 def _timed(prompts: Tensor, way: Way) -> tuple[Tensor, float]:
