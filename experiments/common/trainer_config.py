@@ -7,7 +7,7 @@ from lambda_grpo.engines.trl import LambdaGRPOConfig
 
 
 def trainer_config(
-    folder: str, arm: str, seed: int, prompts: int, completions: int, **settings: Any
+    folder: str, arm: str, seed: int, prompts: int, completions: int, use_cpu: bool = True, **settings: Any
 ) -> LambdaGRPOConfig:
     """One micro-batch a step, in full precision, with no output beside the trainer's own log.
 
@@ -17,7 +17,8 @@ def trainer_config(
         seed: of problems and completions.
         prompts: of a step.
         completions: of each prompt.
-        settings: the others of `LambdaGRPOConfig`; without `use_cpu` the run is on a CPU.
+        use_cpu: False takes a GPU where there is one.
+        settings: the others of `LambdaGRPOConfig`.
     """
     credit, parameters = credit_of(arm)
     return LambdaGRPOConfig(
@@ -33,6 +34,7 @@ def trainer_config(
         logging_steps=1,
         disable_tqdm=True,
         report_to="none",
+        use_cpu=use_cpu,
         bf16=False,
-        **{"use_cpu": True, **settings},
+        **settings,
     )

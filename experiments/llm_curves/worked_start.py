@@ -6,7 +6,6 @@ and part where the policy computes. Of 32 test problems a start like it had 13 r
 
 import hashlib
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import torch
 from lambda_grpo import console, policy
 from lambda_grpo.policy import cache
 from lambda_grpo.tasks import Problem, word_sums
-from lambda_grpo.tasks.answers import last_number
-from lambda_grpo.tasks.task import Split, before_stop, in_test_split
+from lambda_grpo.tasks.task import Split, in_test_split
 
 WORKED = "worked"
 STEPS, BATCH, LEARNING_RATE = 24, 8, 1e-4
@@ -25,22 +23,13 @@ _WARMUP = 5  # steps
 _IGNORED = -100  # transformers' label of what is not predicted
 
 
-class WorkedSums:
+class WorkedSums(word_sums.WordSums):
     """The questions of `word-sums` with numbers up to 30, without examples; a line's end ends an answer."""
-
-    stop = ("\n",)
-    raw_text = True
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         """Random problems; one prompt in eight, chosen by checksum, belongs to the test split."""
         rng = random.Random(f"{seed} {split} worked")
         return [self.worked_problem(split, rng)[0] for _ in range(count)]
-
-    def score(self, problem: Problem, completion: str) -> float:
-        return float(last_number(before_stop(completion, self.stop)) == str(problem.answer))
-
-    def traits(self, completion: str) -> Mapping[str, float]:
-        return {}
 
     def worked_problem(self, split: Split, rng: random.Random) -> tuple[Problem, str]:
         """A problem and its solution."""

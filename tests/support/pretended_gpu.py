@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from trl.trainer import base_trainer
 
 GPU = torch.device("cuda", 0)
 _TAKE_BOTH = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::copy_"}
@@ -112,6 +115,14 @@ def pretended_gpu() -> Iterator[None]:
         patch.setattr(torch.cuda, "get_device_name", lambda *_: "pretended")
         patch.setattr(torch.cuda, "mem_get_info", lambda *_: (2**40, 2**40))
         yield
+
+
+def trainers_on_gpu(patch: pytest.MonkeyPatch) -> None:
+    """Have trainers that are made inside `pretended_gpu` take the device."""
+    patch.setattr(base_trainer._BaseTrainer, "_send_telemetry", lambda self: None)
+    device = transformers.TrainingArguments.device.fget
+    patch.setattr(transformers.TrainingArguments, "device", property(lambda self: (device(self), GPU)[1]))
+    patch.setattr(Accelerator, "device", property(lambda self: GPU))
 
 
 def _held(value: Any) -> Any:

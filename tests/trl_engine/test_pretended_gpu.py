@@ -7,13 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
-from accelerate import Accelerator
 from packed_groups import gradients
-from pretended_gpu import GPU, module_on_gpu, pretended_gpu
+from pretended_gpu import GPU, module_on_gpu, pretended_gpu, trainers_on_gpu
 from tiny_models import FAMILIES, make_model
 from tiny_trainers import make_trainer, qwen2
-from trl.trainer import base_trainer
 
 from lambda_grpo import InputError, ProcessTree, credit
 from lambda_grpo.branching import BranchPlan
@@ -129,13 +126,8 @@ TRAINED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("settings", TRAINED.values(), ids=TRAINED)
 def test_training(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_trainer._BaseTrainer, "_send_telemetry", lambda self: None)
+    trainers_on_gpu(monkeypatch)
     monkeypatch.setattr(packing_trial, "flops_per_second", lambda *_: 1e11)  # a product as large as a GPU's
-    device = transformers.TrainingArguments.device.fget
-    monkeypatch.setattr(
-        transformers.TrainingArguments, "device", property(lambda self: (device(self), GPU)[1])
-    )
-    monkeypatch.setattr(Accelerator, "device", property(lambda self: GPU))
     model = qwen2()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     with pretended_gpu():

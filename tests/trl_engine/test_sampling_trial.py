@@ -6,14 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from accelerate import Accelerator
-from pretended_gpu import GPU, pretended_gpu
+from pretended_gpu import pretended_gpu, trainers_on_gpu
 from tiny_trainers import completions_of, make_trainer, qwen2
 from torch import Tensor
 from transformers import GenerationMixin
 from trl import GRPOTrainer
-from trl.trainer import base_trainer
 
 from lambda_grpo import InputError
 from lambda_grpo.engines.trl import sampling as trl_sampling
@@ -232,12 +229,7 @@ def test_a_refused_turn_is_not_timed(
 
 
 def test_on_a_pretended_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_trainer._BaseTrainer, "_send_telemetry", lambda self: None)
-    device = transformers.TrainingArguments.device.fget
-    monkeypatch.setattr(
-        transformers.TrainingArguments, "device", property(lambda self: (device(self), GPU)[1])
-    )
-    monkeypatch.setattr(Accelerator, "device", property(lambda self: GPU))
+    trainers_on_gpu(monkeypatch)
     with pretended_gpu():
         trainer = make_trainer(tmp_path, model=qwen2(), sampler="auto", max_steps=6)
         trainer.train()

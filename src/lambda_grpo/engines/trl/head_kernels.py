@@ -3,8 +3,6 @@
 On an H100 they took a fifth of the time of the head in `packing/head.py`, which is plain PyTorch.
 """
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
@@ -17,8 +15,7 @@ def scores_by_trl(
     head: torch.nn.Linear, hidden: Tensor, target: Tensor, logits: Logits
 ) -> tuple[Tensor, Tensor]:
     """As `token_scores`: log-prob of each target and entropy of its distribution, (M,) each, float32."""
-    # Triton launches on the current device
-    with torch.cuda.device(hidden.device) if hidden.is_cuda else nullcontext():
+    with torch.cuda.device_of(hidden):  # type: ignore[no-untyped-call]  # where Triton launches
         logps, entropies, *_ = ChunkedLogProbFunction.apply(
             hidden, head.weight, head.bias, target, logits.temperature, _CHUNKED_LOGPROB_CHUNK_SIZE,
             logits.softcap, logits.scale, ("entropy",),
