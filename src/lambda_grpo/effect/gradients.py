@@ -123,9 +123,12 @@ def _batches(groups: Sequence[Group], tokens: int) -> Iterator[list[Group]]:
 def _gradients(
     model: Any, parameters: Sequence[torch.Tensor], groups: Sequence[Group], passes: Passes
 ) -> Iterator[Gradient]:
-    """GRPO's gradient on some groups, then the credit's."""
-    logps = _logps(model, groups, passes)
-    for number, credit in enumerate((grpo, passes.credit)):
+    """GRPO's gradient on some groups, then the credit's.
+
+    Each has a forward of its own: compiled kernels, as attention has them on CUDA, allow one backward only.
+    """
+    for credit in (grpo, passes.credit):
+        logps = _logps(model, groups, passes)
         pushes = np.zeros(logps.shape, np.float64)
         row = 0
         for group in groups:
@@ -133,7 +136,7 @@ def _gradients(
             pushes[row : row + len(push), : push.shape[1]] = push
             row += len(push)
         given = torch.from_numpy(pushes).to(logps.device, logps.dtype)
-        found = torch.autograd.grad(logps, parameters, given, retain_graph=number == 0, allow_unused=True)
+        found = torch.autograd.grad(logps, parameters, given, allow_unused=True)
         yield [
             torch.zeros_like(parameter) if gradient is None else gradient
             for parameter, gradient in zip(parameters, found, strict=True)
