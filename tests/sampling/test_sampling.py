@@ -1,6 +1,7 @@
 """`sample` gives what `generate` gives: greedy token for token, with the log-probs of a full forward pass."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,6 +15,7 @@ import transformers
 from accelerate.utils import convert_outputs_to_fp32
 from tiny_models import FAMILIES, VOCABULARY, make_model
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 from lambda_grpo import sampling
@@ -305,6 +307,41 @@ def test_rounding_under_autocast_is_more_than_float32_may_round(monkeypatch: pyt
     monkeypatch.setattr(trial._Row, "rounding", lambda *_: 0.0)
     with pytest.raises(InputError, match="are off by"):
         sampling.sample_on_tree(rounding_model("accelerate's autocast"), warm_request(PROMPTS))
+
+
+class CountedCasts(TorchDispatchMode):
+    """Counts how often each of some tensors is cast."""
+
+    def __init__(self, weights: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.names = {weight.data_ptr(): i for i, weight in enumerate(weights)}
+        self.counts = Counter[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.names:
+            self.counts[self.names[args[0].data_ptr()]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_autocast_casts_each_weight_once() -> None:
+    model = rounding_model("accelerate's autocast")
+    matrices = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    sampling.sample_on_tree(model, warm_request(PROMPTS))
+    with CountedCasts(matrices) as casts:
+        samples = sampling.sample_on_tree(model, warm_request(PROMPTS))
+    assert max(map(len, samples.completions)) > 1
+    assert casts.counts == dict.fromkeys(range(len(matrices)), 1)
+
+
+def test_casts_of_sampling_end_with_it() -> None:
+    """In a context of autocast around it too, where weights that change between two calls count."""
+    model = rounding_model("torch.autocast")
+    head = model.lm_head.weight
+    with torch.autocast("cpu", torch.bfloat16):
+        before = sampling.sample_on_tree(model, warm_request(PROMPTS)).completions
+        with torch.no_grad():
+            head.copy_(head.roll(5, dims=0))
+        assert sampling.sample_on_tree(model, warm_request(PROMPTS)).completions != before
 
 
 def turn_wrong_late(first: int) -> Callable[..., None]:

@@ -117,9 +117,10 @@ def sample_on_tree(model: Any, request: Request) -> Samples:
         InputError: the model cannot be sampled on a tree.
     """
     check_can_fork(model)
-    with torch.no_grad(), _inference(model), _without_plans(inner_model(model)), _crashes_refused(model):
+    inner = inner_model(model)
+    with torch.no_grad(), _inference(model), _without_plans(inner), _casts_kept(inner), _crashes_refused(model):
         decoder = Decoder(model, request)
-        found = _found.setdefault(inner_model(model), {})
+        found = _found.setdefault(inner, {})
         masked = not decoder.shares and request.may_pad
         kind = (decoder.shares, request.branches is not None, masked)
         if kind not in found:
@@ -207,6 +208,23 @@ def _without_plans(model: Any) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@contextmanager
+def _casts_kept(model: Any) -> Iterator[None]:
+    """Inside, autocast casts each weight once, not once for each token.
+
+    Autocast keeps casts until its outermost context ends, and `accelerate` opens one for each pass. They take 2
+    bytes a weight, as in an update under autocast. None is left afterwards, in a context of the caller's too:
+    the weights may change there, and in older versions of torch a cast made here would have no gradient.
+    """
+    kind = model.device.type
+    around = torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=around):
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()
 
 
 def _say_once(model: Any, reason: str) -> None:
