@@ -143,9 +143,9 @@ def checks(bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def update_cases(bench: Bench) -> Iterator[tuple[ModelShape, str, Rows]]:
-    sizes = (512,) if bench.tiny else (16_384, 65_536, 4_096)  # what tells most comes first
-    for tokens in sizes:
-        for shape in TINY if bench.tiny else MODELS:
+    sizes = (512,) if bench.tiny else (65_536, 16_384, 4_096)  # what tells most comes first
+    for shape in TINY if bench.tiny else MODELS:
+        for tokens in sizes:
             if (rows := rows_with_a_tail(tokens)) is not None:
                 yield shape, "padded with a tail", rows
             for ratio in (1.1, 2.0) if bench.tiny else RATIOS:
@@ -299,19 +299,28 @@ def earlier(folder: Path | None) -> dict[str, Any]:
     return json.loads(found.read_text()) if found and found.exists() else {}
 
 
-def measured(section: str, bench: Bench, model: str | None, result: dict[str, Any]) -> Any:
-    """What a section finds; `result` holds those before it."""
+def growing(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """All rows so far, each time that there is one more."""
+    found = []
+    for row in rows:
+        found.append(row)
+        yield found
+
+
+def measured(section: str, bench: Bench, model: str | None, result: dict[str, Any]) -> Iterator[Any]:
+    """What a section has found so far, each time that it is more; `result` holds the sections before it."""
     if section == "checks":
-        return list(checks(bench))
-    if section == "update":
-        return list(updates(bench))
-    if section == "head":
-        return head_case(bench)
-    if section == "credit":
-        return credit_case(bench, result.get("update", []))
-    if section == "sampling":
-        return sampling_case(bench.device, bench.dtype, model, bench.tiny)
-    return training_case(bench.device, model, bench.tiny)
+        yield from growing(checks(bench))
+    elif section == "update":
+        yield from growing(updates(bench))
+    elif section == "head":
+        yield head_case(bench)
+    elif section == "credit":
+        yield credit_case(bench, result.get("update", []))
+    elif section == "sampling":
+        yield sampling_case(bench.device, bench.dtype, model, bench.tiny)
+    else:
+        yield from training_case(bench.device, model, bench.tiny)
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
@@ -345,9 +354,10 @@ def main() -> None:
     bench = Bench(device, torch.float32 if args.tiny else torch.bfloat16, args.tiny, deadline, args.turns)
     result = earlier(args.output) | {"where": where(device)}
     for section in args.only.split(","):
-        result[section] = measured(section, bench, args.model, result)
-        if args.output:
-            write(result, args.output)
+        for found in measured(section, bench, args.model, result):
+            result[section] = found
+            if args.output:  # each time: whatever cuts this off, what was measured is kept
+                write(result, args.output)
     print(markdown(result))
     if not all(check["holds"] for check in result.get("checks", [])):
         raise SystemExit("a check failed: no figure counts")

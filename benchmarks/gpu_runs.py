@@ -2,7 +2,7 @@
 
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -65,14 +65,15 @@ def sampling_case(device: torch.device, dtype: torch.dtype, name: str | None, ti
     return {"seconds": seconds, "prompts": 8, "completions": GROUP, "common": common, "new_tokens": new}
 
 
-def training_case(device: torch.device, name: str | None, tiny: bool) -> dict[str, Any]:
+def training_case(device: torch.device, name: str | None, tiny: bool) -> Iterator[dict[str, Any]]:
     """Seconds a step takes, in all and for sampling: as TRL does it, and with each part of ours.
 
-    The model is loaded anew for each way.
+    The model is loaded anew for each way. Yields what was found so far after each way.
     """
     if not name and not tiny:
         print("training: skipped, no --model was given")
-        return {"skipped": "no --model was given"}
+        yield {"skipped": "no --model was given"}
+        return
     task = get_task("largest")
     problems = task.problems("train", 64, 0)
     found = {}
@@ -94,7 +95,7 @@ def training_case(device: torch.device, name: str | None, tiny: bool) -> dict[st
                 found[way]["gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
                 torch.cuda.reset_peak_memory_stats()
         print(f"training, {way}: {found[way]}", flush=True)
-    return found
+        yield found
 
 
 def _timed_sampling(trainer: Any, device: torch.device) -> list[float]:

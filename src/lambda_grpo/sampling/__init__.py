@@ -118,7 +118,13 @@ def sample_on_tree(model: Any, request: Request) -> Samples:
     """
     check_can_fork(model)
     inner = inner_model(model)
-    with torch.no_grad(), _inference(model), _without_plans(inner), _casts_kept(inner), _crashes_refused(model):
+    with (
+        torch.no_grad(),
+        _inference(model),
+        _without_plans(inner),
+        _casts_kept(inner),
+        _crashes_refused(model),
+    ):
         decoder = Decoder(model, request)
         found = _found.setdefault(inner, {})
         masked = not decoder.shares and request.may_pad
@@ -214,9 +220,9 @@ def _without_plans(model: Any) -> Iterator[None]:
 def _casts_kept(model: Any) -> Iterator[None]:
     """Inside, autocast casts each weight once, not once for each token.
 
-    Autocast keeps casts until its outermost context ends, and `accelerate` opens one for each pass. They take 2
-    bytes a weight, as in an update under autocast. None is left afterwards, in a context of the caller's too:
-    the weights may change there, and in older versions of torch a cast made here would have no gradient.
+    Autocast keeps casts until its outermost context ends, and `accelerate` opens one for each pass. They take
+    2 bytes a weight, as in an update under autocast. None is left afterwards, in a context of the caller's
+    too: the weights may change there, and in older versions of torch a cast made here would have no gradient.
     """
     kind = model.device.type
     around = torch.is_autocast_enabled(kind)

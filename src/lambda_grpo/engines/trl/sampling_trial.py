@@ -1,6 +1,7 @@
 """Which way of sampling is faster on a device such as a GPU: what `sampler: auto` learns from six turns.
 
-The tree computes less, and yet it took twice as long as `generate` on an H100. So `auto` times both ways:
+The tree computes less, but where launching kernels takes longer than running them, as on an H100 with a small
+model, that need not be faster. So `auto` times both ways:
 
     turn of training    way          timed
     1                   the tree     no: it also compares the first samples, compiles and allocates
