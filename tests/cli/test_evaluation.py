@@ -25,7 +25,7 @@ from lambda_grpo.evaluating.evaluation import (
     summarise,
     usual_pass_at,
 )
-from lambda_grpo.evaluating.intervals import Estimate, bootstrap, pass_at_k
+from lambda_grpo.evaluating.intervals import Estimate, bootstrap, pass_at_k, student
 from lambda_grpo.policy import embedded
 from lambda_grpo.tasks import Problem
 from lambda_grpo.tasks.thinking_sums import CHARACTERS, ThinkingSums
@@ -133,6 +133,24 @@ def test_measures_with_unscorable_answers_and_partial_rewards() -> None:
     evaluation = summarise(answers, [2])
     assert evaluation.sampled_accuracy.mean == pytest.approx(5 / 18)  # of three problems, not 0 for the third
     assert (evaluation.unscorable, evaluation.answers) == (7, 16)
+
+
+@pytest.mark.parametrize(
+    ("count", "quantile"), [(2, 12.706), (5, 2.776), (10, 2.262), (31, 2.042), (1001, 1.962)]
+)
+def test_intervals_over_seeds_are_those_of_student(count: int, quantile: float) -> None:
+    """The quantiles are those of printed tables."""
+    values = np.random.default_rng(0).normal(3, 2, count)
+    found = student([*values, NAN])
+    half = quantile * values.std(ddof=1) / math.sqrt(count)
+    assert found.mean == pytest.approx(values.mean())
+    assert (found.high - found.mean, found.mean - found.low) == (pytest.approx(half, rel=3e-4),) * 2
+
+
+def test_intervals_of_one_seed_and_of_none() -> None:
+    assert student([0.5]) == Estimate(0.5, -math.inf, math.inf)
+    assert str(student([0.5])) == "0.500"
+    assert math.isnan(student([NAN]).low)
 
 
 def test_nothing_scorable_is_a_dash_and_no_zero() -> None:

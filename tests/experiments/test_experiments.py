@@ -307,6 +307,7 @@ def test_what_curves_come_to_by_hand() -> None:
         assert other.estimates["step of the peak"].mean == 5
         flat = curve_differences.flat([grpo, other])
         assert flat["T | grpo | peak"] == 0.5
+        assert flat["T | grpo | peak | low"] == pytest.approx(0.5 - 2.776 * 0.070711 / 5**0.5, abs=1e-4)
         few = curve_differences.compare([*rows("grpo", base[:4]), *rows("lambda_grpo", peaks[:4])])
         assert few[1].verdict == "too few seeds"
         assert flat["T | lambda_grpo - grpo | peak"] == pytest.approx(sum(change) / 5)

@@ -1,7 +1,9 @@
-"""Means over problems with bootstrap intervals, and unbiased pass@k. Everywhere NaN means "not scorable".
+"""Means with intervals, and unbiased pass@k. Everywhere NaN means "not scorable".
 
-What is uncertain is which problems were drawn, so problems are resampled, each with all its samples: samples
-of one problem resemble each other, and resampling them one by one would make the intervals too narrow.
+Over problems the interval is the bootstrap's. What is uncertain is which problems were drawn, so problems are
+resampled, each with all its samples: samples of one problem resemble each other, and resampling them one by
+one would make the intervals too narrow. Over a few seeds the bootstrap is too narrow itself, and Student's t
+takes its place.
 """
 
 import math
@@ -17,18 +19,21 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95% bootstrap interval; all NaN if there was nothing to average."""
+    """A mean and its 95% interval; all NaN if there was nothing to average."""
 
     mean: float
     low: float
     high: float
 
     def __format__(self, spec: str) -> str:
-        """`spec` is that of each number, `.3f` by default; a dash if there was nothing to average."""
+        """`spec` is that of each number, `.3f` by default; a dash if there was nothing to average.
+
+        An infinite interval is left out.
+        """
         if math.isnan(self.mean):
             return "–"
         mean, low, high = (format(x, spec or ".3f") for x in (self.mean, self.low, self.high))
-        return f"{mean} [{low}, {high}]"
+        return mean if math.isinf(self.low) else f"{mean} [{low}, {high}]"
 
     def __str__(self) -> str:
         return format(self)
@@ -48,6 +53,33 @@ def bootstrap(values: ArrayLike, *, resamples: int = 2000) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan)
     low, high = np.quantile(resampled_means(x, resamples=resamples), [0.025, 0.975])
     return Estimate(float(x.mean()), float(low), float(high))
+
+
+def student(values: ArrayLike) -> Estimate:
+    """Mean of `values` (S,), one per seed, with the 95% interval of Student's t; NaN is left out.
+
+    For a few values, if they are about normal. Equal values give an interval of no width, a single one an
+    infinite one.
+
+    >>> f"{student([1.0, 2.0, 3.0]):.3f}"
+    '2.000 [-0.484, 4.484]'
+    """
+    x = np.asarray(values, np.float64)
+    x = x[~np.isnan(x)]
+    if not len(x):
+        return Estimate(math.nan, math.nan, math.nan)
+    mean = float(x.mean())
+    half = _quantile(len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.inf
+    return Estimate(mean, mean - half, mean + half)
+
+
+def _quantile(freedom: int) -> float:
+    """Student's t below which 97.5% lie; its density is summed up from 0 on."""
+    t = np.linspace(0, 13, 130_001)  # 12.706 at one degree of freedom, which is the largest
+    density = (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
+    log_mass = math.lgamma(freedom / 2) - math.lgamma((freedom + 1) / 2) + math.log(freedom * math.pi) / 2
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * t[1])])
+    return float(np.interp(0.475 * math.exp(log_mass), below, t))
 
 
 def resampled_means(values: ArrayLike, *, resamples: int = 2000) -> Floats:
