@@ -52,6 +52,7 @@ from lambda_grpo.packing.proof import (
     some_parameters,
 )
 from lambda_grpo.packing.rows import pack_rows
+from lambda_grpo.whole_files import written_whole
 
 WAYS = ("TRL", "unpadded", "tree")
 RATIOS = (1.1, 2.0, 4.0, 8.0)
@@ -300,7 +301,7 @@ def earlier(folder: Path | None) -> dict[str, Any]:
 
 
 def growing(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """All rows so far, each time that there is one more."""
+    """Yields the list of all rows so far, after each row."""
     found = []
     for row in rows:
         found.append(row)
@@ -308,7 +309,7 @@ def growing(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def measured(section: str, bench: Bench, model: str | None, result: dict[str, Any]) -> Iterator[Any]:
-    """What a section has found so far, each time that it is more; `result` holds the sections before it."""
+    """Yields what a section has found so far, after each row. `result` holds the sections before it."""
     if section == "checks":
         yield from growing(checks(bench))
     elif section == "update":
@@ -325,10 +326,9 @@ def measured(section: str, bench: Bench, model: str | None, result: dict[str, An
 
 def write(result: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
-    (folder / "gpu.md").write_text(markdown(result))
-    if "update" in result:
-        plot(result["update"], folder / "gpu.png")
+    for name, text in (("gpu.json", json.dumps(result, indent=1) + "\n"), ("gpu.md", markdown(result))):
+        with written_whole(folder / name) as aside:
+            aside.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -339,7 +339,9 @@ def main() -> None:
     )
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument(
-        "--only", default=",".join(SECTIONS), help="sections, by comma; a folder keeps those of earlier calls"
+        "--only",
+        default=",".join(SECTIONS),
+        help="sections, by comma, which begin anew; a folder keeps the others of earlier calls",
     )
     parser.add_argument("--model", help="folder or name of a model to sample with and to train")
     parser.add_argument("-o", "--output", type=Path, help="folder for gpu.json, gpu.md and gpu.png")
@@ -358,6 +360,8 @@ def main() -> None:
             result[section] = found
             if args.output:  # each time: whatever cuts this off, what was measured is kept
                 write(result, args.output)
+    if args.output and "update" in result:
+        plot(result["update"], args.output / "gpu.png")
     print(markdown(result))
     if not all(check["holds"] for check in result.get("checks", [])):
         raise SystemExit("a check failed: no figure counts")

@@ -68,7 +68,7 @@ def sampling_case(device: torch.device, dtype: torch.dtype, name: str | None, ti
 def training_case(device: torch.device, name: str | None, tiny: bool) -> Iterator[dict[str, Any]]:
     """Seconds a step takes, in all and for sampling: as TRL does it, and with each part of ours.
 
-    The model is loaded anew for each way. Yields what was found so far after each way.
+    The model is loaded anew for each way. Yields all ways so far, after each way.
     """
     if not name and not tiny:
         print("training: skipped, no --model was given")

@@ -14,8 +14,9 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from experiments.common.estimates import bounds
 from lambda_grpo import console
-from lambda_grpo.evaluating.intervals import Estimate, bootstrap
+from lambda_grpo.evaluating.intervals import Estimate, student
 from lambda_grpo.whole_files import written_whole
 
 Row = Mapping[str, Any]
@@ -62,7 +63,7 @@ def differences(found: Mapping[str, Mapping[int, Mapping[str, float]]], arm: str
     """By measure, an arm minus chains with grpo, over the seeds that both have run."""
     base = found.get(BASELINE, {})
     both = sorted(found[arm].keys() & base.keys())
-    return {name: bootstrap([found[arm][s][name] - base[s][name] for s in both]) for name in MEASURES}
+    return {name: student([found[arm][s][name] - base[s][name] for s in both]) for name in MEASURES}
 
 
 def figures(rows: Sequence[Row]) -> dict[str, float]:
@@ -73,10 +74,10 @@ def figures(rows: Sequence[Row]) -> dict[str, float]:
         for arm, seeds in found.items():
             flat[f"{task} | {arm} | seeds"] = len(seeds)
             for name in (*MEASURES, *TOTALS):
-                flat |= _bounds(f"{task} | {arm} | {name}", bootstrap([m[name] for m in seeds.values()]))
+                flat |= bounds(f"{task} | {arm} | {name}", student([m[name] for m in seeds.values()]))
             if arm != BASELINE:
                 for name, estimate in differences(found, arm).items():
-                    flat |= _bounds(f"{task} | {arm} - {BASELINE} | {name}", estimate)
+                    flat |= bounds(f"{task} | {arm} - {BASELINE} | {name}", estimate)
     return flat
 
 
@@ -93,11 +94,6 @@ def short(task: str) -> str:
     return task.rpartition(":")[2]
 
 
-def _bounds(name: str, e: Estimate) -> dict[str, float]:
-    values = (("", e.mean), (" | low", e.low), (" | high", e.high))
-    return {f"{name}{part}": round(value, 4) for part, value in values}
-
-
 def show(rows: Sequence[Row]) -> None:
     """Print a table: each arm's accuracy, and its differences from chains with grpo."""
     titles = [f"{name} minus {BASELINE}" for name in SHOWN]
@@ -105,7 +101,7 @@ def show(rows: Sequence[Row]) -> None:
     for task, of_task in by_task(rows).items():
         found = measured(of_task)
         for arm, seeds in found.items():
-            own = [bootstrap([m[name] for m in seeds.values()]) for name in ("mean over tokens", *TOTALS)]
+            own = [student([m[name] for m in seeds.values()]) for name in ("mean over tokens", *TOTALS)]
             changes = ["–"] * len(SHOWN)
             if arm != BASELINE:
                 estimates = differences(found, arm)
@@ -134,7 +130,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     labels = ("sampled tokens", "processor seconds of training", f"mean over tokens minus {BASELINE}'s")
     for axes, label in zip(panels[-1], labels, strict=True):
         axes.set_xlabel(label)
-    figure.suptitle("Means over seeds; bands and bars: 95% bootstrap intervals", x=0.01, ha="left")
+    figure.suptitle("Means over seeds; bands and bars: 95% intervals, Student's t", x=0.01, ha="left")
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
     )
@@ -149,7 +145,7 @@ def _style(arm: str) -> tuple[str, str]:
 
 
 def _curve(line: Any, rows: Sequence[Row], arm: str) -> None:
-    points = [bootstrap(column) for column in zip(*(row["accuracy"] for row in rows), strict=True)]
+    points = [student(column) for column in zip(*(row["accuracy"] for row in rows), strict=True)]
     colour, dashes = _style(arm)
     for axes, total in zip(line[:2], TOTALS, strict=True):
         x = np.mean([row[total] for row in rows], axis=0)
@@ -165,7 +161,7 @@ def _differences(axes: Any, found: Mapping[str, Mapping[int, Mapping[str, float]
     for y, arm in enumerate(arms):
         both = sorted(found[arm].keys() & found.get(BASELINE, {}).keys())
         changes = [found[arm][s]["mean over tokens"] - found[BASELINE][s]["mean over tokens"] for s in both]
-        e, (colour, _) = bootstrap(changes), _style(arm)
+        e, (colour, _) = student(changes), _style(arm)
         axes.plot(changes, [y + 0.18] * len(changes), "o", color=colour, alpha=0.35, markersize=4)
         spread = [[e.mean - e.low], [e.high - e.mean]]
         axes.errorbar(e.mean, y, xerr=spread, color=colour, marker="o", markersize=6, linewidth=2)

@@ -3,7 +3,6 @@
 All intervals are those of Student's t over seeds: of ten or fewer the bootstrap's are too narrow.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
+from experiments.common.estimates import bounds
 from lambda_grpo import console
 from lambda_grpo.evaluating.intervals import Estimate, student
 from lambda_grpo.whole_files import written_whole
@@ -102,16 +102,10 @@ def flat(compared: Sequence[Compared]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for c in compared:
         for name, e in c.estimates.items():
-            figures |= _bounds(f"{short(c.task)} | {c.credit} | {name}", e)
+            figures |= bounds(f"{short(c.task)} | {c.credit} | {name}", e)
         for name, e in c.differences.items():
-            figures |= _bounds(f"{short(c.task)} | {c.credit} - {BASELINE} | {name}", e)
+            figures |= bounds(f"{short(c.task)} | {c.credit} - {BASELINE} | {name}", e)
     return figures
-
-
-def _bounds(name: str, e: Estimate) -> dict[str, float]:
-    """Without an interval where there is one seed only."""
-    values = (("", e.mean), (" | low", e.low), (" | high", e.high))
-    return {f"{name}{part}": round(value, 4) for part, value in values if math.isfinite(value)}
 
 
 def short(task: str) -> str:
@@ -150,12 +144,12 @@ def draw(rows: ResultRows, compared: Sequence[Compared], path: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
         for axes in line[:2]:
             axes.set_ylim(0, min(axes.get_ylim()[1], 1.05))  # bands over two seeds reach beyond 1
-        left, right = line[2].get_xlim()
-        line[2].set_xlim(max(left, -1), min(right, 1))
     for axes, label in zip(
         panels[-1], ("step", "processor seconds of training", "peak minus grpo's, seed by seed"), strict=True
     ):
         axes.set_xlabel(label)
+    left, right = panels[0, 2].get_xlim()  # of all panels of the column
+    panels[0, 2].set_xlim(max(left, -1), min(right, 1))
     seeds = len({row["seed"] for row in rows})
     figure.suptitle(f"Mean over {seeds} seeds; bands and bars: 95% intervals, Student's t", x=0.01, ha="left")
     figure.legend(

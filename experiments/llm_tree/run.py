@@ -6,7 +6,7 @@ the same model.
 runs.jsonl     one line per run (cell, credit, learning rate, seed); an experiment that was stopped goes on
                with `--output` and the same folder, and `--minutes` ends it between two runs
 results.json   by cell: the target's frequency, the step at which it passes one half, differences from grpo
-               and lambda_grpo over the seeds that both have, with 95% bootstrap intervals
+               and lambda_grpo over the seeds that both have, with 95% intervals of Student's t
 curves-*.png   the curves of each learning rate
 """
 

@@ -10,8 +10,9 @@ from rich.table import Table
 
 from experiments.binary_tree import tree_pictures
 from experiments.binary_tree.ranking import BASELINES
+from experiments.common.estimates import bounds
 from lambda_grpo import console
-from lambda_grpo.evaluating.intervals import Estimate, bootstrap, resampled_means
+from lambda_grpo.evaluating.intervals import Estimate, resampled_means, student
 
 ResultRows = Sequence[Mapping[str, Any]]
 MISSED_BELOW = 0.1  # a seed whose target is sampled less often at the end has missed it
@@ -32,7 +33,7 @@ def figures(rows: ResultRows) -> dict[str, float]:
     shown = Table("cell", "rate", "credit", "seeds", "target", "half at step", *baselines)
     for (cell, rate), arms in _arms(rows).items():
         for variant, by_seed in arms.items():
-            target, half = bootstrap(_values(by_seed, "target")), bootstrap(_values(by_seed, "half_at"))
+            target, half = student(_values(by_seed, "target")), student(_values(by_seed, "half_at"))
             changes = {b: _changes(by_seed, arms[b]) for b in BASELINES if b in arms and b != variant}
             found |= _of_one(f"{cell} | lr {rate:g} | {variant}", by_seed, changes)
             against = [format(changes[b][""], "+.3f") if b in changes else "–" for b in BASELINES]
@@ -48,12 +49,12 @@ def _of_one(
     """The figures of one credit in one cell."""
     target, half = _values(by_seed, "target"), _values(by_seed, "half_at")
     found: dict[str, float] = {f"{name} | runs": len(target)}
-    found |= _bounds(name, bootstrap(target)) | _bounds(f"{name} | half at", bootstrap(half))
+    found |= bounds(name, student(target)) | bounds(f"{name} | half at", student(half))
     found |= {f"{name} | missed": int((target < MISSED_BELOW).sum())}
     found |= {f"{name} | never": int(np.isnan(half).sum())}
     for base, by_measure in changes.items():
         for measure, change in by_measure.items():
-            found |= _bounds(f"{name} - {base}{measure}", change)
+            found |= bounds(f"{name} - {base}{measure}", change)
     return found
 
 
@@ -96,16 +97,11 @@ def _changes(
     """Paired differences of the frequency and of the step that passes one half."""
     both = sorted(by_seed.keys() & base.keys())
     return {
-        name: bootstrap(
+        name: student(
             _values({s: by_seed[s] for s in both}, measure) - _values({s: base[s] for s in both}, measure)
         )
         for name, measure in (("", "target"), (" | half at", "half_at"))
     }
-
-
-def _bounds(name: str, e: Estimate) -> dict[str, float]:
-    values = (("", e.mean), (" | low", e.low), (" | high", e.high))
-    return {f"{name}{part}": round(value, 4) for part, value in values}
 
 
 def draw(rows: ResultRows, folder: Path) -> None:

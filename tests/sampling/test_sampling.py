@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate import cpu_offload
 from accelerate.utils import convert_outputs_to_fp32
 from tiny_models import FAMILIES, VOCABULARY, make_model
 from torch import Tensor
@@ -342,6 +343,15 @@ def test_casts_of_sampling_end_with_it() -> None:
         with torch.no_grad():
             head.copy_(head.roll(5, dims=0))
         assert sampling.sample_on_tree(model, warm_request(PROMPTS)).completions != before
+
+
+def test_weights_that_accelerate_offloads() -> None:
+    """They are on the device "meta" between passes, which knows no autocast."""
+    model = cpu_offload(make_model("llama").float())
+    assert model.device.type == "meta"
+    samples = greedy(model)
+    assert samples.reason
+    assert samples.completions == greedy(make_model("llama").float()).completions
 
 
 def turn_wrong_late(first: int) -> Callable[..., None]:

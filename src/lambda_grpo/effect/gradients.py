@@ -1,7 +1,7 @@
 """GRPO's gradient and another credit's on the same rollouts, summed over as many groups as there are.
 
-The loss of a first update is -Σ w_it·A_it·log π(y_it), so its gradient needs the log-probs once and one
-backward pass for each credit. Packing computes each shared token once, which changes no gradient
+The loss of a first update is -Σ w_it·A_it·log π(y_it), so each credit needs a forward and a backward
+pass. Packing computes each shared token once, which changes no gradient
 (packing/layout.py). What the sum is divided by is left out: both gradients have the same denominator.
 
 Deviation from a step of training: the ratio to the sampling policy is 1, nothing is clipped, there is no KL
@@ -11,6 +11,7 @@ term, and all tokens of a completion count, because rollout files do not mark th
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -125,10 +126,11 @@ def _gradients(
 ) -> Iterator[Gradient]:
     """GRPO's gradient on some groups, then the credit's.
 
-    Each has a forward of its own: compiled kernels, as attention has them on CUDA, allow one backward only.
+    Each has its own forward: compiled kernels allow one backward only, and on CUDA attention is compiled.
     """
+    forward = _forward(model, groups, passes)
     for credit in (grpo, passes.credit):
-        logps = _logps(model, groups, passes)
+        logps = forward()
         pushes = np.zeros(logps.shape, np.float64)
         row = 0
         for group in groups:
@@ -143,15 +145,15 @@ def _gradients(
         ]
 
 
-def _logps(model: Any, groups: Sequence[Group], passes: Passes) -> torch.Tensor:
-    """(R, T) log-probs of the completions of some groups."""
+def _forward(model: Any, groups: Sequence[Group], passes: Passes) -> Callable[[], torch.Tensor]:
+    """Gives (R, T) log-probs of the completions of some groups, each time that it is called."""
     prompts = [ids.tolist() for group in groups for ids in group.prompt_ids]
     if not passes.packed:
         completions = [ids.tolist() for group in groups for ids in group.token_ids]
-        return completion_logps(model, prompts, completions, temperature=passes.temperature)
+        return partial(completion_logps, model, prompts, completions, temperature=passes.temperature)
     tree = ProcessTree.build([row for group in groups for row in _rows(group)])
     packed = pack_whole(tree, np.array([len(prompt) for prompt in prompts]))
-    return tree_logps(model, packed, temperature=passes.temperature)
+    return partial(tree_logps, model, packed, temperature=passes.temperature)
 
 
 def _rows(group: Group) -> list[np.ndarray]:

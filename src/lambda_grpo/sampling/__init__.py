@@ -218,13 +218,17 @@ def _without_plans(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _casts_kept(model: Any) -> Iterator[None]:
-    """Inside, autocast casts each weight once, not once for each token.
+    """Inside, autocast casts each weight that is trained once, not once for each token.
 
     Autocast keeps casts until its outermost context ends, and `accelerate` opens one for each pass. They take
-    2 bytes a weight, as in an update under autocast. None is left afterwards, in a context of the caller's
-    too: the weights may change there, and in older versions of torch a cast made here would have no gradient.
+    2 bytes a weight, as in an update under autocast. It keeps no cast of frozen weights, such as those under
+    LoRA. No cast is left afterwards, even in a context of the caller's: the weights may change there, and in
+    older versions of torch a cast made here would have no gradient.
     """
     kind = model.device.type
+    if not torch.amp.is_autocast_available(kind):  # "meta", where accelerate offloads the weights
+        yield
+        return
     around = torch.is_autocast_enabled(kind)
     with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=around):
         try:
