@@ -14,7 +14,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.common.estimates import bounds
+from experiments.common.estimates import bounds, short
 from lambda_grpo import console
 from lambda_grpo.evaluating.intervals import Estimate, student
 from lambda_grpo.whole_files import written_whole
@@ -87,11 +87,6 @@ def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for row in rows:
         tasks.setdefault(short(row["task"]), []).append(row)
     return tasks
-
-
-def short(task: str) -> str:
-    """`my_module:MyTask` without its module."""
-    return task.rpartition(":")[2]
 
 
 def show(rows: Sequence[Row]) -> None:

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from experiments.branching import arm_differences, gradient_noise, training_run
 from experiments.branching.setups import Arm, Setup, setups
 from experiments.common import resumable_runs
+from experiments.common.estimates import short
 from lambda_grpo import console
 
 RESUMES_FROM = resumable_runs.FILE
@@ -58,7 +59,7 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
         arm_differences.show(rows)
         arm_differences.draw(rows, output / "curves.png")
     figures = arm_differences.figures(rows)
-    of_tasks = {arm_differences.short(row.pop("gradient_of")): row for row in map(dict, noises)}
+    of_tasks = {short(row.pop("gradient_of")): row for row in map(dict, noises)}
     if of_tasks:
         gradient_noise.show(of_tasks)
     for task, found in of_tasks.items():

@@ -1,8 +1,17 @@
-"""Estimates as flat figures of results.json."""
+"""Estimates as flat figures of results.json, and the names of tasks in them."""
 
 import math
 
 from lambda_grpo.evaluating.intervals import Estimate
+
+
+def short(task: str) -> str:
+    """A task's name without its module.
+
+    >>> short("my_module:MyTask"), short("largest")
+    ('MyTask', 'largest')
+    """
+    return task.rpartition(":")[2]
 
 
 def bounds(name: str, e: Estimate) -> dict[str, float]:

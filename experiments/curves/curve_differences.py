@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.common.estimates import bounds
+from experiments.common.estimates import bounds, short
 from lambda_grpo import console
 from lambda_grpo.evaluating.intervals import Estimate, student
 from lambda_grpo.whole_files import written_whole
@@ -106,11 +106,6 @@ def flat(compared: Sequence[Compared]) -> dict[str, float]:
         for name, e in c.differences.items():
             figures |= bounds(f"{short(c.task)} | {c.credit} - {BASELINE} | {name}", e)
     return figures
-
-
-def short(task: str) -> str:
-    """`my_module:MyTask` without its module."""
-    return task.rpartition(":")[2]
 
 
 def show(compared: Sequence[Compared]) -> None:

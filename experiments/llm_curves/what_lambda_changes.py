@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.curves.curve_differences import BASELINE, COLOURS, OTHERS, measure, short
+from experiments.common.estimates import short
+from experiments.curves.curve_differences import BASELINE, COLOURS, OTHERS, measure
 from experiments.llm_curves.one_run import OVERLAP
-from lambda_grpo.evaluating.intervals import bootstrap
+from lambda_grpo.evaluating.intervals import student
 from lambda_grpo.whole_files import written_whole
 
 ResultRows = Sequence[Mapping[str, Any]]
@@ -32,7 +33,7 @@ def figures(rows: ResultRows) -> dict[str, float]:
         values = {f"{name}, first": [_first(row[name]) for row in of_arm] for name in OVERLAP}
         values |= {f"{name}, mean": [_mean(row[name]) for row in of_arm] for name in OVERLAP}
         values |= {name: [_first([row[name]]) for row in of_arm] for name in ("cosine", "norm_ratio")}
-        means = {name: bootstrap(each).mean for name, each in values.items()}
+        means = {name: student(each).mean for name, each in values.items()}
         found |= {f"{task} | {credit} | {n}": round(m, 4) for n, m in means.items() if not np.isnan(m)}
     return found | _correlations(rows)
 

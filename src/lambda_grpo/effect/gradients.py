@@ -1,8 +1,8 @@
 """GRPO's gradient and another credit's on the same rollouts, summed over as many groups as there are.
 
 The loss of a first update is -Σ w_it·A_it·log π(y_it), so each credit needs a forward and a backward
-pass. Packing computes each shared token once, which changes no gradient
-(packing/layout.py). What the sum is divided by is left out: both gradients have the same denominator.
+pass. Packing computes each shared token once, which changes no gradient (packing/layout.py). What the sum is
+divided by is left out: both gradients have the same denominator.
 
 Deviation from a step of training: the ratio to the sampling policy is 1, nothing is clipped, there is no KL
 term, and all tokens of a completion count, because rollout files do not mark those of tools.

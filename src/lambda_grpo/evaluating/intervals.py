@@ -9,6 +9,7 @@ takes its place.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,7 @@ def student(values: ArrayLike) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+@cache
 def _quantile(freedom: int) -> float:
     """Student's t below which 97.5% lie; its density is summed up from 0 on."""
     t = np.linspace(0, 13, 130_001)  # 12.706 at one degree of freedom, which is the largest
