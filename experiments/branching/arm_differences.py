@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.common.estimates import bounds, short
+from experiments.common.panels import draw_differences
 from lambda_grpo import console
 from lambda_grpo.evaluating.intervals import Estimate, student
 from lambda_grpo.whole_files import written_whole
@@ -61,9 +62,15 @@ def measured(rows: Sequence[Row]) -> dict[str, dict[int, dict[str, float]]]:
 
 def differences(found: Mapping[str, Mapping[int, Mapping[str, float]]], arm: str) -> dict[str, Estimate]:
     """By measure, an arm minus chains with grpo, over the seeds that both have run."""
+    return {name: student(_one_by_one(found, arm, name)) for name in MEASURES}
+
+
+def _one_by_one(
+    found: Mapping[str, Mapping[int, Mapping[str, float]]], arm: str, measure: str
+) -> list[float]:
     base = found.get(BASELINE, {})
     both = sorted(found[arm].keys() & base.keys())
-    return {name: student([found[arm][s][name] - base[s][name] for s in both]) for name in MEASURES}
+    return [found[arm][s][measure] - base[s][measure] for s in both]
 
 
 def figures(rows: Sequence[Row]) -> dict[str, float]:
@@ -116,7 +123,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for line, (task, of_task) in zip(panels, tasks.items(), strict=True):
         for arm in dict.fromkeys(row["arm"] for row in of_task):
             _curve(line, [row for row in of_task if row["arm"] == arm], arm)
-        _differences(line[2], measured(of_task))
+        found = measured(of_task)
+        arms = [arm for arm in found if arm != BASELINE]
+        draw_differences(line[2], [(a, _style(a)[0], _one_by_one(found, a, SHOWN[0])) for a in arms])
         seeds = len({row["seed"] for row in of_task})
         line[0].set_ylabel(f"{task} ({seeds} seeds)\nvalidation accuracy")
         for axes in line:
@@ -148,17 +157,3 @@ def _curve(line: Any, rows: Sequence[Row], arm: str) -> None:
         axes.fill_between(
             x, [e.low for e in points], [e.high for e in points], color=colour, alpha=0.06, linewidth=0
         )
-
-
-def _differences(axes: Any, found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:
-    axes.axvline(0, color="black", linewidth=1)
-    arms = [arm for arm in found if arm != BASELINE]
-    for y, arm in enumerate(arms):
-        both = sorted(found[arm].keys() & found.get(BASELINE, {}).keys())
-        changes = [found[arm][s]["mean over tokens"] - found[BASELINE][s]["mean over tokens"] for s in both]
-        e, (colour, _) = student(changes), _style(arm)
-        axes.plot(changes, [y + 0.18] * len(changes), "o", color=colour, alpha=0.35, markersize=4)
-        spread = [[e.mean - e.low], [e.high - e.mean]]
-        axes.errorbar(e.mean, y, xerr=spread, color=colour, marker="o", markersize=6, linewidth=2)
-    axes.set_yticks(range(len(arms)), arms, fontsize=8)
-    axes.set_ylim(len(arms) - 0.5, -0.5)

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.common.estimates import bounds, short
+from experiments.common.panels import draw_differences, title
 from lambda_grpo import console
 from lambda_grpo.evaluating.intervals import Estimate, student
 from lambda_grpo.whole_files import written_whole
@@ -41,23 +42,25 @@ class Compared:
     """One credit on one task: estimates by measure, and its paired differences from grpo.
 
     Attributes:
+        seeds: that the credit has run.
         estimates: over seeds.
-        differences: seed by seed, over the seeds that both have run; none for grpo itself.
-        peaks: (seeds,) the differences of the peaks one by one.
+        differences: paired, over the seeds that both have run; none for grpo itself.
+        changes: (seeds,) the same differences one by one.
     """
 
     task: str
     credit: str
+    seeds: int
     estimates: Mapping[str, Estimate]
     differences: Mapping[str, Estimate]
-    peaks: NDArray[np.float64]
+    changes: Mapping[str, NDArray[np.float64]]
 
     @property
     def verdict(self) -> str:
         """Of the peak: `wins` or `loses` against grpo if the interval of the difference excludes 0."""
         if not self.differences:
             return ""
-        if len(self.peaks) < LEAST_SEEDS:
+        if len(self.changes["peak"]) < LEAST_SEEDS:
             return "too few seeds"
         peak = self.differences["peak"]
         return "wins" if peak.low > 0 else "loses" if peak.high < 0 else "ties"
@@ -89,9 +92,10 @@ def compare(rows: ResultRows) -> list[Compared]:
             Compared(
                 task,
                 credit,
+                len(by_seed),
                 {name: student([values[name] for values in by_seed.values()]) for name in MEASURES},
                 {name: student(change) for name, change in changes.items()} if both else {},
-                changes["peak"],
+                changes,
             )
         )
     return compared
@@ -132,7 +136,14 @@ def draw(rows: ResultRows, compared: Sequence[Compared], path: Path) -> None:
         of_task = [row for row in rows if row["task"] == task]
         for credit in dict.fromkeys(row["credit"] for row in of_task):
             _curve(line, [row for row in of_task if row["credit"] == credit], credit)
-        _differences(line[2], [c for c in compared if c.task == task and c.differences])
+        others = [c for c in compared if c.task == task and c.differences]
+        draw_differences(
+            line[2],
+            [
+                (f"{c.credit}\n{c.verdict}", COLOURS.get(c.credit, OTHERS), list(c.changes["peak"]))
+                for c in others
+            ],
+        )
         line[0].set_ylabel(f"{short(task)}\nvalidation accuracy")
         for axes in line:
             axes.grid(alpha=0.25)
@@ -146,7 +157,7 @@ def draw(rows: ResultRows, compared: Sequence[Compared], path: Path) -> None:
     left, right = panels[0, 2].get_xlim()  # of all panels of the column
     panels[0, 2].set_xlim(max(left, -1), min(right, 1))
     seeds = len({row["seed"] for row in rows})
-    figure.suptitle(f"Mean over {seeds} seeds; bands and bars: 95% intervals, Student's t", x=0.01, ha="left")
+    figure.suptitle(title(seeds), x=0.01, ha="left")
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
     )
@@ -162,14 +173,3 @@ def _curve(line: Any, rows: ResultRows, credit: str) -> None:
         axes.plot(x, [e.mean for e in points], color=colour, linewidth=1.8, label=credit)
         low, high = [e.low for e in points], [e.high for e in points]
         axes.fill_between(x, low, high, color=colour, alpha=0.07, linewidth=0)
-
-
-def _differences(axes: Any, compared: Sequence[Compared]) -> None:
-    axes.axvline(0, color="black", linewidth=1)
-    for y, c in enumerate(compared):
-        e, colour = c.differences["peak"], COLOURS.get(c.credit, OTHERS)
-        axes.plot(c.peaks, [y + 0.18] * len(c.peaks), "o", color=colour, alpha=0.35, markersize=4)
-        spread = [[e.mean - e.low], [e.high - e.mean]]
-        axes.errorbar(e.mean, y, xerr=spread, color=colour, marker="o", markersize=6, linewidth=2)
-    axes.set_yticks(range(len(compared)), [f"{c.credit}\n{c.verdict}" for c in compared], fontsize=8)
-    axes.set_ylim(len(compared) - 0.5, -0.5)

@@ -4,6 +4,7 @@ runs.jsonl     one line per run: its curve, the overlap of its rollouts step by 
                gradient beside GRPO's on the first batch; an experiment that was stopped goes on with
                `--output` and the same folder, and `--minutes` ends it between two runs
 results.json   peak, step of the peak, mean over the curve, end, with intervals; paired differences from grpo
+tables.md      the same as tables, with the pilots and each run
 curves.png     accuracy against steps and against seconds; differences of the peaks
 overlap.png    overlap over training
 """
@@ -20,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from experiments.common import resumable_runs
 from experiments.common.arms import credit_of
 from experiments.curves import curve_differences
-from experiments.llm_curves import one_run, what_lambda_changes
+from experiments.llm_curves import one_run, tables, what_lambda_changes
 from experiments.llm_curves.worked_start import WORKED, worked_start
 from lambda_grpo import console
 from lambda_grpo.credit import try_credit
@@ -62,6 +63,7 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
         return {}
     compared = curve_differences.compare(rows)
     curve_differences.show(compared)
+    tables.write(piloted, rows, compared, output / tables.FILE)
     curve_differences.draw(rows, compared, output / "curves.png")
     what_lambda_changes.draw(rows, output / "overlap.png")
     return curve_differences.flat(compared) | what_lambda_changes.figures(rows)

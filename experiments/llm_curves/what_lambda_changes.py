@@ -31,7 +31,7 @@ def figures(rows: ResultRows) -> dict[str, float]:
         arms.setdefault((short(row["task"]), row["credit"]), []).append(row)
     for (task, credit), of_arm in arms.items():
         values = {f"{name}, first": [_first(row[name]) for row in of_arm] for name in OVERLAP}
-        values |= {f"{name}, mean": [_mean(row[name]) for row in of_arm] for name in OVERLAP}
+        values |= {f"{name}, mean": [mean_of(row[name]) for row in of_arm] for name in OVERLAP}
         values |= {name: [_first([row[name]]) for row in of_arm] for name in ("cosine", "norm_ratio")}
         means = {name: student(each).mean for name, each in values.items()}
         found |= {f"{task} | {credit} | {n}": round(m, 4) for n, m in means.items() if not np.isnan(m)}
@@ -46,7 +46,7 @@ def pairs(rows: ResultRows) -> list[dict[str, float]]:
         other = base.get((row["task"], row["seed"]))
         if row["credit"] != BASELINE and other is not None and row["cosine"] is not None:
             ahead = measure(row)["mean over steps"] - measure(other)["mean over steps"]
-            changed = {"push_removed, mean": _mean(row["push_removed"]), "cosine": row["cosine"]}
+            changed = {"push_removed, mean": mean_of(row["push_removed"]), "cosine": row["cosine"]}
             found.append(changed | {"ahead": ahead})
     return found
 
@@ -103,6 +103,7 @@ def _first(values: Sequence[float | None]) -> float:
     return np.nan if values[0] is None else float(values[0])
 
 
-def _mean(values: Sequence[float | None]) -> float:
+def mean_of(values: Sequence[float | None]) -> float:
+    """Of the steps that have a value; NaN if none has."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else np.nan
