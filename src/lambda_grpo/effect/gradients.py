@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -77,15 +77,18 @@ def compare_gradients(
         shown: called with how many groups are done, and of how many.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    total = [_zeros(parameters), _zeros(parameters)]
+    total, own = ([_zeros(parameters), _zeros(parameters)] for _ in range(2))  # GRPO's and the credit's
     steps = []
     done = 0
     for (run, step), members in groupby(groups, key=lambda group: (group.run, group.step)):
-        own = [_zeros(parameters), _zeros(parameters)]
+        for part in chain(*own):
+            part.zero_()
         of_step = list(members)
         for batch in _batches(of_step, passes.tokens):
-            for sums, gradient in zip(own, _gradients(model, parameters, batch, passes), strict=True):
-                _add(sums, gradient)
+            forward = _forward(model, batch, passes)
+            for sums, credit in zip(own, (grpo, passes.credit), strict=True):
+                # a forward for each: compiled kernels, which attention has on CUDA, allow one backward only
+                _add(sums, _gradient(parameters, forward(), batch, credit, passes))
             done += len(batch)
             shown(done, len(groups))
         for sums, gradient in zip(total, own, strict=True):
@@ -121,28 +124,22 @@ def _batches(groups: Sequence[Group], tokens: int) -> Iterator[list[Group]]:
     yield batch
 
 
-def _gradients(
-    model: Any, parameters: Sequence[torch.Tensor], groups: Sequence[Group], passes: Passes
-) -> Iterator[Gradient]:
-    """GRPO's gradient on some groups, then the credit's.
-
-    Each has its own forward: compiled kernels allow one backward only, and on CUDA attention is compiled.
-    """
-    forward = _forward(model, groups, passes)
-    for credit in (grpo, passes.credit):
-        logps = forward()
-        pushes = np.zeros(logps.shape, np.float64)
-        row = 0
-        for group in groups:
-            push = _pushes(group, credit, passes.by_completion)
-            pushes[row : row + len(push), : push.shape[1]] = push
-            row += len(push)
-        given = torch.from_numpy(pushes).to(logps.device, logps.dtype)
-        found = torch.autograd.grad(logps, parameters, given, allow_unused=True)
-        yield [
-            torch.zeros_like(parameter) if gradient is None else gradient
-            for parameter, gradient in zip(parameters, found, strict=True)
-        ]
+def _gradient(
+    parameters: Sequence[torch.Tensor],
+    logps: torch.Tensor,
+    groups: Sequence[Group],
+    credit: Credit,
+    passes: Passes,
+) -> Sequence[torch.Tensor | None]:
+    """A credit's gradient on some groups, of their (R, T) log-probs; None where a parameter has none."""
+    pushes = np.zeros(logps.shape, np.float64)
+    row = 0
+    for group in groups:
+        push = _pushes(group, credit, passes.by_completion)
+        pushes[row : row + len(push), : push.shape[1]] = push
+        row += len(push)
+    given = torch.from_numpy(pushes).to(logps.device, logps.dtype)
+    return torch.autograd.grad(logps, parameters, given, allow_unused=True)
 
 
 def _forward(model: Any, groups: Sequence[Group], passes: Passes) -> Callable[[], torch.Tensor]:
@@ -171,9 +168,10 @@ def _zeros(parameters: Sequence[torch.Tensor]) -> Gradient:
     return [torch.zeros_like(parameter) for parameter in parameters]
 
 
-def _add(sums: Gradient, gradient: Gradient) -> None:
+def _add(sums: Gradient, gradient: Sequence[torch.Tensor | None]) -> None:
     for into, part in zip(sums, gradient, strict=True):
-        into += part
+        if part is not None:
+            into += part
 
 
 def _dot(a: Gradient, b: Gradient) -> float:
