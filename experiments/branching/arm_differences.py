@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.common.estimates import bounds, short
-from experiments.common.panels import draw_differences
+from experiments.common.panels import TITLE, draw_curve, draw_differences, of_seeds
 from lambda_grpo import console
 from lambda_grpo.evaluating.intervals import Estimate, student
 from lambda_grpo.whole_files import written_whole
@@ -126,15 +126,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         found = measured(of_task)
         arms = [arm for arm in found if arm != BASELINE]
         draw_differences(line[2], [(a, _style(a)[0], _one_by_one(found, a, SHOWN[0])) for a in arms])
-        seeds = len({row["seed"] for row in of_task})
-        line[0].set_ylabel(f"{task} ({seeds} seeds)\nvalidation accuracy")
+        seeds = of_seeds([len(by_seed) for by_seed in found.values()])
+        line[0].set_ylabel(f"{task} ({seeds})\nvalidation accuracy")
         for axes in line:
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
     labels = ("sampled tokens", "processor seconds of training", f"mean over tokens minus {BASELINE}'s")
     for axes, label in zip(panels[-1], labels, strict=True):
         axes.set_xlabel(label)
-    figure.suptitle("Means over seeds; bands and bars: 95% intervals, Student's t", x=0.01, ha="left")
+    figure.suptitle(TITLE, x=0.01, ha="left")
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
     )
@@ -149,11 +149,7 @@ def _style(arm: str) -> tuple[str, str]:
 
 
 def _curve(line: Any, rows: Sequence[Row], arm: str) -> None:
-    points = [student(column) for column in zip(*(row["accuracy"] for row in rows), strict=True)]
     colour, dashes = _style(arm)
     for axes, total in zip(line[:2], TOTALS, strict=True):
         x = np.mean([row[total] for row in rows], axis=0)
-        axes.plot(x, [e.mean for e in points], dashes, color=colour, linewidth=1.8, label=arm)
-        axes.fill_between(
-            x, [e.low for e in points], [e.high for e in points], color=colour, alpha=0.06, linewidth=0
-        )
+        draw_curve(axes, x, [row["accuracy"] for row in rows], colour, arm, dashes)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.common.estimates import bounds, short
-from experiments.common.panels import draw_differences, title
+from experiments.common.panels import TITLE, draw_curve, draw_differences, of_seeds
 from lambda_grpo import console
 from lambda_grpo.evaluating.intervals import Estimate, student
 from lambda_grpo.whole_files import written_whole
@@ -42,15 +42,17 @@ class Compared:
     """One credit on one task: estimates by measure, and its paired differences from grpo.
 
     Attributes:
-        seeds: that the credit has run.
-        estimates: over seeds.
-        differences: paired, over the seeds that both have run; none for grpo itself.
-        changes: (seeds,) the same differences one by one.
+        seeds: those that the credit has run.
+        paired: those that grpo has run too; none for grpo itself.
+        estimates: over `seeds`, by measure.
+        differences: over `paired`, by measure.
+        changes: the same differences one by one, (paired,) by measure.
     """
 
     task: str
     credit: str
-    seeds: int
+    seeds: tuple[int, ...]
+    paired: tuple[int, ...]
     estimates: Mapping[str, Estimate]
     differences: Mapping[str, Estimate]
     changes: Mapping[str, NDArray[np.float64]]
@@ -60,7 +62,7 @@ class Compared:
         """Of the peak: `wins` or `loses` against grpo if the interval of the difference excludes 0."""
         if not self.differences:
             return ""
-        if len(self.changes["peak"]) < LEAST_SEEDS:
+        if len(self.paired) < LEAST_SEEDS:
             return "too few seeds"
         peak = self.differences["peak"]
         return "wins" if peak.low > 0 else "loses" if peak.high < 0 else "ties"
@@ -92,7 +94,8 @@ def compare(rows: ResultRows) -> list[Compared]:
             Compared(
                 task,
                 credit,
-                len(by_seed),
+                tuple(sorted(by_seed)),
+                tuple(both),
                 {name: student([values[name] for values in by_seed.values()]) for name in MEASURES},
                 {name: student(change) for name, change in changes.items()} if both else {},
                 changes,
@@ -136,15 +139,17 @@ def draw(rows: ResultRows, compared: Sequence[Compared], path: Path) -> None:
         of_task = [row for row in rows if row["task"] == task]
         for credit in dict.fromkeys(row["credit"] for row in of_task):
             _curve(line, [row for row in of_task if row["credit"] == credit], credit)
-        others = [c for c in compared if c.task == task and c.differences]
+        here = [c for c in compared if c.task == task]
         draw_differences(
             line[2],
             [
                 (f"{c.credit}\n{c.verdict}", COLOURS.get(c.credit, OTHERS), list(c.changes["peak"]))
-                for c in others
+                for c in here
+                if c.paired
             ],
         )
-        line[0].set_ylabel(f"{short(task)}\nvalidation accuracy")
+        seeds = of_seeds([len(c.seeds) for c in here])
+        line[0].set_ylabel(f"{short(task)} ({seeds})\nvalidation accuracy")
         for axes in line:
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
@@ -156,8 +161,7 @@ def draw(rows: ResultRows, compared: Sequence[Compared], path: Path) -> None:
         axes.set_xlabel(label)
     left, right = panels[0, 2].get_xlim()  # of all panels of the column
     panels[0, 2].set_xlim(max(left, -1), min(right, 1))
-    seeds = len({row["seed"] for row in rows})
-    figure.suptitle(title(seeds), x=0.01, ha="left")
+    figure.suptitle(TITLE, x=0.01, ha="left")
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
     )
@@ -166,10 +170,6 @@ def draw(rows: ResultRows, compared: Sequence[Compared], path: Path) -> None:
 
 
 def _curve(line: Any, rows: ResultRows, credit: str) -> None:
-    points = [student(column) for column in zip(*(row["accuracy"] for row in rows), strict=True)]
     seconds = np.mean([row["seconds"] for row in rows], axis=0)
-    colour = COLOURS.get(credit, OTHERS)
     for axes, x in zip(line[:2], (rows[0]["steps"], seconds), strict=True):
-        axes.plot(x, [e.mean for e in points], color=colour, linewidth=1.8, label=credit)
-        low, high = [e.low for e in points], [e.high for e in points]
-        axes.fill_between(x, low, high, color=colour, alpha=0.07, linewidth=0)
+        draw_curve(axes, x, [row["accuracy"] for row in rows], COLOURS.get(credit, OTHERS), credit)

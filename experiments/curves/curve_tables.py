@@ -1,5 +1,6 @@
 """The curves of several seeds as tables in Markdown: what they come to, and each run."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,8 +8,8 @@ from numpy.typing import NDArray
 
 from experiments.curves.curve_differences import BASELINE, MEASURES, Compared, ResultRows
 
-_SIZES = {"mean over steps": 0.03, "peak": 0.05}  # differences that are worth a trainer's while
-_QUANTILES = 1.960 + 0.842  # of the standard normal: a two-sided test at 5%, a power of 80%
+SIZES = {"mean over steps": 0.03, "peak": 0.05}  # differences that would matter to a user
+_LEVEL, _POWER = 1.960, 0.842  # standard normal quantiles: a two-sided test at 5%, a power of 80%
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -24,40 +25,45 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def means(compared: Sequence[Compared]) -> str:
-    """A line per credit; then a line per credit for its paired differences from grpo."""
+    """A line per credit over all of its seeds; then one per credit for its paired differences from grpo."""
     lines = []
     for c in compared:
-        cells = [_number(name, c.estimates[name].mean) for name in MEASURES]
-        lines.append([f"`{c.credit}`", str(c.seeds), *cells])
+        cells = [format(c.estimates[name].mean, _format(name)) for name in MEASURES]
+        lines.append([f"`{c.credit}`", _listed(c.seeds), *cells])
     for c in compared:
-        if c.differences:
+        if c.paired:
             cells = [format(c.differences[name], _format(name, "+")) for name in MEASURES]
-            lines.append([f"`{c.credit}` − `{BASELINE}`", str(len(c.changes["peak"])), *cells])
+            lines.append([f"`{c.credit}` − `{BASELINE}`", _listed(c.paired), *cells])
     return markdown(["credit", "seeds", *MEASURES], lines)
 
 
 def changes(compared: Sequence[Compared]) -> str:
-    """The differences from grpo seed by seed, and how many seeds could tell one that matters."""
+    """The paired differences from grpo one by one, and how many pairs could tell one that matters."""
     lines = []
     for c in compared:
-        for name, size in _SIZES.items():
-            change = c.changes[name]
-            if len(change) > 1:
+        for name, size in SIZES.items():
+            if len(c.paired) > 1:
+                change = c.changes[name]
                 each = ", ".join(f"{x:+.3f}" for x in change)
-                enough = f"{size:g}: {seeds_to_tell(change, size)} seeds"
-                lines.append([f"`{c.credit}`", name, each, f"{np.std(change, ddof=1):.3f}", enough])
-    return markdown(["credit", "measure", "seed by seed", "standard deviation", "to tell"], lines)
+                enough = f"{size:g}: {pairs_to_tell(change, size)}"
+                spread = f"{np.std(change, ddof=1):.3f}"
+                lines.append([f"`{c.credit}`", name, _listed(c.paired), each, spread, enough])
+    head = ["credit", "measure", "seeds", "differences", "standard deviation", "pairs that could tell"]
+    return markdown(head, lines) if lines else ""
 
 
-def seeds_to_tell(differences: NDArray[np.float64], size: float) -> int:
-    """Pairs with which a test at 5% finds a mean difference of `size` four times in five.
+def pairs_to_tell(differences: NDArray[np.float64], size: float) -> int:
+    """Pairs with which a paired t test at 5% finds a mean difference of `size` four times in five.
 
-    By the normal approximation: (2.8 σ / size)², where σ is the standard deviation of the differences.
+        (1.960 + 0.842)² σ² / size² + 1.960² / 2
 
-    >>> seeds_to_tell(np.array([-0.1, 0.0, 0.1]), 0.05)
-    32
+    with σ the standard deviation of the differences. The second term is for Student's t (Guenther 1981).
+
+    >>> pairs_to_tell(np.array([-0.1, 0.0, 0.1]), 0.05)
+    34
     """
-    return int(np.ceil((_QUANTILES * np.std(differences, ddof=1) / size) ** 2))
+    spread = float(np.std(differences, ddof=1))
+    return math.ceil(((_LEVEL + _POWER) * spread / size) ** 2 + _LEVEL**2 / 2)
 
 
 def runs(rows: ResultRows) -> str:
@@ -69,8 +75,8 @@ def runs(rows: ResultRows) -> str:
     return markdown(["seed", "credit", *(f"step {step}" for step in rows[0]["steps"])], lines)
 
 
-def _number(measure: str, value: float) -> str:
-    return format(value, _format(measure))
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _format(measure: str, sign: str = "") -> str:

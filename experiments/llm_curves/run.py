@@ -59,11 +59,11 @@ def run(settings: Mapping[str, Any], output: Path) -> dict[str, float]:
     piloted = complete(pilots(settings), "Pilots")
     rates = best_rates(piloted, len(settings["pilot_rates"]))
     rows = complete(paired_runs(settings, rates), "Runs")
+    compared = curve_differences.compare(rows)
+    tables.write(piloted, rates, rows, compared, output / tables.FILE)
     if not rows:
         return {}
-    compared = curve_differences.compare(rows)
     curve_differences.show(compared)
-    tables.write(piloted, rows, compared, output / tables.FILE)
     curve_differences.draw(rows, compared, output / "curves.png")
     what_lambda_changes.draw(rows, output / "overlap.png")
     return curve_differences.flat(compared) | what_lambda_changes.figures(rows)

@@ -61,7 +61,7 @@ def test_llm_curves_in_miniature(
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"curves.png", "overlap.png"}
     written = (tmp_path / "out" / "tables.md").read_text()
     ahead = figures["Overshoot | lambda_grpo power=0.5 - grpo | peak"]
-    assert f"| `lambda_grpo power=0.5` − `grpo` | 1 | {ahead:+.3f} |" in written
+    assert f"| `lambda_grpo power=0.5` − `grpo` | 0 | {ahead:+.3f} |" in written
     accuracies = " | ".join(f"{accuracy:.3f}" for accuracy in other["accuracy"])
     assert f"| 0 | `lambda_grpo power=0.5` | {accuracies} |" in written
     assert written.count("**") == 4, "the best pilot of each of the two credits"

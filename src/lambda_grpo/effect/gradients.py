@@ -27,6 +27,7 @@ from lambda_grpo.rollouts import Group
 from lambda_grpo.tree import ProcessTree
 
 Gradient = list[torch.Tensor]
+_PIECE = 2**20  # numbers
 
 
 @dataclass(frozen=True)
@@ -77,23 +78,25 @@ def compare_gradients(
         shown: called with how many groups are done, and of how many.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    total, own = ([_zeros(parameters), _zeros(parameters)] for _ in range(2))  # GRPO's and the credit's
+    credits = grpo, passes.credit
+    total = [_zeros(parameters) for _ in credits]
+    of_step = [_zeros(parameters) for _ in credits]
     steps = []
     done = 0
     for (run, step), members in groupby(groups, key=lambda group: (group.run, group.step)):
-        for part in chain(*own):
+        for part in chain(*of_step):
             part.zero_()
-        of_step = list(members)
-        for batch in _batches(of_step, passes.tokens):
+        in_step = list(members)
+        for batch in _batches(in_step, passes.tokens):
             forward = _forward(model, batch, passes)
-            for sums, credit in zip(own, (grpo, passes.credit), strict=True):
+            for sums, credit in zip(of_step, credits, strict=True):
                 # a forward for each: compiled kernels, which attention has on CUDA, allow one backward only
                 _add(sums, _gradient(parameters, forward(), batch, credit, passes))
             done += len(batch)
             shown(done, len(groups))
-        for sums, gradient in zip(total, own, strict=True):
+        for sums, gradient in zip(total, of_step, strict=True):
             _add(sums, gradient)
-        steps.append(_compared(run, step, len(of_step), own))
+        steps.append(_compared(run, step, len(in_step), of_step))
     return [_compared(None, None, len(groups), total), *steps]
 
 
@@ -131,7 +134,7 @@ def _gradient(
     credit: Credit,
     passes: Passes,
 ) -> Sequence[torch.Tensor | None]:
-    """A credit's gradient on some groups, of their (R, T) log-probs; None where a parameter has none."""
+    """A credit's gradient on some groups from their (R, T) log-probs; None where a parameter has none."""
     pushes = np.zeros(logps.shape, np.float64)
     row = 0
     for group in groups:
@@ -175,7 +178,13 @@ def _add(sums: Gradient, gradient: Sequence[torch.Tensor | None]) -> None:
 
 
 def _dot(a: Gradient, b: Gradient) -> float:
-    return sum(float((x.double() * y.double()).sum()) for x, y in zip(a, b, strict=True))
+    """In float64, piece by piece: a whole embedding in float64 would need more memory than the passes."""
+    total = 0.0
+    for x, y in zip(a, b, strict=True):
+        for at in range(0, x.numel(), _PIECE):
+            of_x, of_y = (part.flatten()[at : at + _PIECE].double() for part in (x, y))
+            total += float(of_x @ of_y)
+    return total
 
 
 def _compared(run: str | None, step: int | None, groups: int, gradients: Sequence[Gradient]) -> Comparison:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# λ-GRPO with verl 0.9.1 on several nodes. NOT run by us: we have no GPUs; docs/verl.md says what was tested.
+# λ-GRPO with verl 0.9.1 on several nodes. NOT run by us; docs/verl.md says what was tested, all of it on a CPU.
 #
 # On every node:   pip install 'lambda-grpo[verl]' and an inference engine (verl's docs), then
 #                  python -m lambda_grpo.engines.verl.check
