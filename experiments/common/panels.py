@@ -51,3 +51,4 @@ def draw_differences(axes: Any, arms: Sequence[tuple[str, str, Sequence[float]]]
         axes.errorbar(e.mean, y, xerr=spread, color=colour, marker="o", markersize=6, linewidth=2)
     axes.set_yticks(range(len(arms)), [label for label, *_ in arms], fontsize=8)
     axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.locator_params(axis="x", nbins=4)  # labels of a narrow panel would run into each other
