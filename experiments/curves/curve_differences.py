@@ -5,6 +5,7 @@ All intervals are those of Student's t over seeds: of ten or fewer the bootstrap
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,7 @@ class Compared:
         seeds: those that the credit has run.
         paired: those that grpo has run too; none for grpo itself.
         estimates: over `seeds`, by measure.
-        differences: over `paired`, by measure.
-        changes: the same differences one by one, (paired,) by measure.
+        changes: the differences one by one, (paired,) by measure.
     """
 
     task: str
@@ -54,8 +54,12 @@ class Compared:
     seeds: tuple[int, ...]
     paired: tuple[int, ...]
     estimates: Mapping[str, Estimate]
-    differences: Mapping[str, Estimate]
     changes: Mapping[str, NDArray[np.float64]]
+
+    @cached_property
+    def differences(self) -> dict[str, Estimate]:
+        """Over `paired`, by measure; none for grpo itself."""
+        return {name: student(change) for name, change in self.changes.items()} if self.paired else {}
 
     @property
     def verdict(self) -> str:
@@ -97,7 +101,6 @@ def compare(rows: ResultRows) -> list[Compared]:
                 tuple(sorted(by_seed)),
                 tuple(both),
                 {name: student([values[name] for values in by_seed.values()]) for name in MEASURES},
-                {name: student(change) for name, change in changes.items()} if both else {},
                 changes,
             )
         )
